@@ -1,0 +1,55 @@
+"""What the capture worker needs to know, as plain values.
+
+The settings file is read by ``proxy/settings.py`` alone; it builds a :class:`WorkerConfig`, which travels to the
+worker as JSON on an inherited descriptor (an argument would show in ``ps``)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class ListenerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the traffic of one listener is read. ``flows`` name their listener by its place in the list.
+
+    ``dialect`` is ``auto`` (by path) or the name of one dialect. ``service`` names the EAS service where the path does
+    not (a custom URL, or a service at the root); empty otherwise.
+    """
+
+    name: str
+    dialect: str = "auto"
+    service: str = ""
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds of the capture worker. Bytes, counts or seconds as the names say."""
+
+    #: One request body; a larger one is counted as oversized, never stored short.
+    request_bytes: int = 64 << 20
+    #: All bodies that are being read or held, across flows.
+    open_bytes: int = 256 << 20
+    #: Wire signatures per model version; beyond it the least useful is evicted.
+    signatures_per_version: int = 2000
+    #: Payload bytes in the store.
+    store_bytes: int = 1 << 30
+    #: The held-out reservoir per model version: requests, bytes, seconds.
+    held_out_requests: int = 256
+    held_out_bytes: int = 64 << 20
+    held_out_seconds: int = 7 * 86400
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything of one run of the worker. ``run`` names the supervisor's run: counters are summed over runs."""
+
+    store: str
+    run: str
+    listeners: tuple[ListenerConfig, ...]
+    limits: Limits = Limits()
+    #: A sample older than this many seconds is replaced by a newer request of the same wire signature.
+    refresh_after: float = 86400.0
+    #: What is not seen for this many seconds is deleted; 0 keeps it for ever.
+    retention: float = 30 * 86400.0
+    #: Seconds between two writes of counted hits; a new signature is written at once.
+    flush_interval: float = 1.0
+    log_level: Literal["debug", "info", "warning", "error"] = "info"

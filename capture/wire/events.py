@@ -1,0 +1,163 @@
+"""The events that observers emit: one vocabulary for HTTP/1.1 and HTTP/2, so that all behind it is written once.
+
+An observer reads both directions of one flow. It names each message by ``stream``: the HTTP/2 stream id, or for
+HTTP/1.1 the ordinal of the request on its flow (1, 2, 3, ...). Within one stream and one direction events keep their
+order: head, data..., end. Header names are lower-case bytes; values are bytes as sent, without surrounding white space.
+
+These classes are created for every request: slotted, not frozen (a frozen dataclass costs over 1 µs to build).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+
+class Side(IntEnum):
+    """Who sent the bytes."""
+
+    CLIENT = 0
+    SERVER = 1
+
+
+@dataclass(slots=True)
+class RequestHead:
+    """A complete request head. ``target`` is the request target (HTTP/2 ``:path``) exactly as sent; ``authority`` is
+    the Host header or ``:authority``, empty where there is none. Pseudo-headers are not repeated in ``headers``."""
+
+    stream: int
+    method: bytes
+    target: bytes
+    authority: bytes
+    headers: Headers
+
+
+@dataclass(slots=True)
+class RequestData:
+    """Some bytes of the request body, transfer coding and HTTP/2 padding removed, content coding kept."""
+
+    stream: int
+    data: bytes
+
+
+@dataclass(slots=True)
+class RequestEnd:
+    """The request is complete."""
+
+    stream: int
+    trailers: Headers = ()
+
+
+@dataclass(slots=True)
+class ResponseInfo:
+    """An interim response: 1xx other than 101."""
+
+    stream: int
+    status: int
+
+
+@dataclass(slots=True)
+class ResponseHead:
+    """The head of the final response. It may come before ``RequestEnd`` (an early response)."""
+
+    stream: int
+    status: int
+    headers: Headers
+
+
+@dataclass(slots=True)
+class ResponseData:
+    """Some bytes of the response body, transfer coding and HTTP/2 padding removed, content coding kept."""
+
+    stream: int
+    data: bytes
+
+
+@dataclass(slots=True)
+class ResponseEnd:
+    """The response is complete as its framing says. A gRPC trailers-only response is a head and this, no trailers."""
+
+    stream: int
+    trailers: Headers = ()
+
+
+@dataclass(slots=True)
+class Aborted:
+    """The exchange ended before both messages were complete: RST_STREAM, GOAWAY beyond it, a connection that closed.
+
+    ``by`` is the side that ended it, ``code`` the HTTP/2 error code (0 where there is none)."""
+
+    stream: int
+    by: Side
+    code: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Lost:
+    """Bytes of this stream were missed by the tap: its exchange can neither be read nor judged."""
+
+    stream: int
+
+
+@dataclass(slots=True)
+class Missed:
+    """Requests that passed in a gap without being seen at all. ``exact`` where HTTP/2 stream ids tell the number,
+    otherwise an estimate that is at least 1."""
+
+    requests: int
+    exact: bool
+
+
+@dataclass(slots=True)
+class Unsynced:
+    """Bytes of ``side`` were missed and its framing is lost; the observer looks for a place to resume."""
+
+    side: Side
+
+
+@dataclass(slots=True)
+class Resynced:
+    """``side`` is read again after ``Unsynced``. ``skipped`` bytes were seen but not understood in between."""
+
+    side: Side
+    skipped: int
+
+
+@dataclass(slots=True)
+class Upgraded:
+    """The flow left HTTP (101, or 2xx to CONNECT): opaque from here."""
+
+    stream: int
+    protocol: bytes
+
+
+@dataclass(slots=True)
+class Undecodable:
+    """Bytes of ``side`` break the protocol at ``offset`` (bytes since the start of that direction). The flow is opaque
+    from here: nothing more is emitted for it but ``Aborted`` for what was open. ``reason`` is a short fixed phrase,
+    fit to be a counter's label: never bytes of the traffic."""
+
+    side: Side
+    reason: str
+    offset: int
+
+
+Event = (
+    RequestHead
+    | RequestData
+    | RequestEnd
+    | ResponseInfo
+    | ResponseHead
+    | ResponseData
+    | ResponseEnd
+    | Aborted
+    | Lost
+    | Missed
+    | Unsynced
+    | Resynced
+    | Upgraded
+    | Undecodable
+)
