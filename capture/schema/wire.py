@@ -1,0 +1,173 @@
+"""The protobuf wire format, read without a schema: just enough to cut fields out and to skip over large ones.
+
+Source of the rules: protobuf.dev, "Encoding". Used where re-encoding a message is forbidden (export) or where most of
+a message must not be looked at (a PredictResponse's outputs, the graph in saved_model.pb).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+VARINT: Final = 0
+FIXED64: Final = 1
+LENGTH: Final = 2
+START_GROUP: Final = 3
+END_GROUP: Final = 4
+FIXED32: Final = 5
+
+#: A varint is at most ten bytes (64 bits in groups of seven).
+MAX_VARINT_BYTES: Final = 10
+
+
+class WireError(ValueError):
+    """The bytes are not a protobuf message. The text names what and where, never contents."""
+
+
+class Field(NamedTuple):
+    """One field of a message: ``buffer[start:end]`` is the whole field with its tag, ``buffer[value:end]`` its value
+    (without the length for length-delimited fields)."""
+
+    number: int
+    wire_type: int
+    start: int
+    value: int
+    end: int
+
+
+def read_varint(data: bytes | memoryview, at: int, end: int) -> tuple[int, int]:
+    """The varint at ``at`` and the offset behind it. Raises WireError when it is cut off or too long."""
+    shift = 0
+    result = 0
+    for position in range(at, min(end, at + MAX_VARINT_BYTES)):
+        byte = data[position]
+        result |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return result, position + 1
+        shift += 7
+    raise WireError(f"bad varint at byte {at}")
+
+
+def write_varint(value: int) -> bytes:
+    """The varint encoding of a non-negative integer."""
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def length_delimited(number: int, value: bytes) -> bytes:
+    """A whole length-delimited field."""
+    return write_varint(number << 3 | LENGTH) + write_varint(len(value)) + value
+
+
+def fields(data: bytes | memoryview, start: int = 0, end: int | None = None) -> Iterator[Field]:
+    """The top-level fields of the message ``data[start:end]`` in order. Raises WireError on anything malformed; groups
+    (never used by these schemas) are malformed too."""
+    stop = len(data) if end is None else end
+    at = start
+    while at < stop:
+        begin = at
+        tag, at = read_varint(data, at, stop)
+        number, wire_type = tag >> 3, tag & 7
+        if number == 0:
+            raise WireError(f"field number 0 at byte {begin}")
+        value = at
+        if wire_type == LENGTH:
+            size, value = read_varint(data, at, stop)
+            at = value + size
+        elif wire_type == VARINT:
+            _, at = read_varint(data, at, stop)
+        elif wire_type == FIXED64:
+            at += 8
+        elif wire_type == FIXED32:
+            at += 4
+        else:
+            raise WireError(f"wire type {wire_type} at byte {begin}")
+        if at > stop:
+            raise WireError(f"field {number} at byte {begin} runs past the end")
+        yield Field(number, wire_type, begin, value, at)
+
+
+class FieldProbe:
+    """Reads one length-delimited top-level field out of a message that arrives in pieces, skipping all others.
+
+    Made for PredictResponse: ``model_spec`` (field 2) comes last, behind megabytes of outputs. Holds at most
+    ``max_bytes`` of the wanted field; a longer one makes the probe give up. ``value`` is the payload once the message
+    has been fed: fields that occur twice are concatenated, which is protobuf's merge. ``failed`` is True when the bytes
+    were no message.
+    """
+
+    __slots__ = ("_held", "_keep", "_max", "_number", "_skip", "_value", "failed")
+
+    def __init__(self, number: int, max_bytes: int) -> None:
+        self._number = number
+        self._max = max_bytes
+        self._held = b""
+        self._skip = 0
+        self._keep = 0
+        self._value = b""
+        self.failed = False
+
+    def feed(self, data: bytes) -> None:
+        """The next piece of the message."""
+        at = 0
+        size = len(data)
+        if self._held and not self.failed:
+            data = self._held + data
+            size = len(data)
+            self._held = b""
+        while at < size and not self.failed:
+            if self._skip:
+                step = min(self._skip, size - at)
+                self._skip -= step
+                at += step
+            elif self._keep:
+                step = min(self._keep, size - at)
+                self._value += data[at : at + step]
+                self._keep -= step
+                at += step
+            else:
+                moved = self._tag(data, at, size)
+                if moved < 0:
+                    self._held = data[at:]
+                    return
+                at = moved
+
+    def _tag(self, data: bytes, at: int, size: int) -> int:
+        """Read a tag and what it announces; the offset behind it, or -1 when more bytes are needed."""
+        try:
+            tag, at_value = read_varint(data, at, size)
+            wire_type = tag & 7
+            if wire_type == FIXED64:
+                self._skip = 8
+            elif wire_type == FIXED32:
+                self._skip = 4
+            elif wire_type == VARINT:
+                _, at_value = read_varint(data, at_value, size)
+            elif wire_type == LENGTH:
+                length, at_value = read_varint(data, at_value, size)
+                if tag >> 3 != self._number:
+                    self._skip = length
+                elif length + len(self._value) <= self._max:
+                    self._keep = length
+                else:
+                    self.failed = True
+            else:
+                self.failed = True
+        except WireError:
+            # Cut off: wait for more, unless even two whole varints would have fitted.
+            if size - at >= 2 * MAX_VARINT_BYTES:
+                self.failed = True
+                return size
+            return -1
+        return at_value
+
+    @property
+    def value(self) -> bytes | None:
+        """The wanted field's payload; None when it was absent, cut off, too long or not protobuf."""
+        if self.failed or self._held or self._keep or self._skip or not self._value:
+            return None
+        return self._value

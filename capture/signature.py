@@ -1,0 +1,228 @@
+"""Signatures, in two layers.
+
+The **wire signature** is the identity of a request in the store: computed from its bytes alone, never changing, fine
+enough that two requests a server could tell apart are never merged. The **executor key** is what TensorFlow looks up
+on one model version: the textual names of the tensors that are fed and fetched
+(tensorflow/core/common_runtime/direct_session.cc, GetOrCreateExecutors: both lists sorted). It is derived anew for
+every version and never stored, because the same request has another key in the next version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+#: Version of the digest's input below. A change to it makes every stored identity a new one.
+DIGEST_VERSION: Final = "w1"
+#: Hexadecimal digits kept of the SHA-256: 128 bits, so that not even a hostile client finds two with one digest.
+DIGEST_HEX: Final = 32
+#: An empty signature_name means this one (tensorflow/core/public/session constants: kDefaultServingSignatureDefKey).
+DEFAULT_SIGNATURE: Final = "serving_default"
+
+#: Names of tensorflow.DataType numbers (tensorflow/core/framework/types.proto).
+DTYPES: Final = {
+    1: "float",
+    2: "double",
+    3: "int32",
+    4: "uint8",
+    5: "int16",
+    6: "int8",
+    7: "string",
+    8: "complex64",
+    9: "int64",
+    10: "bool",
+    14: "bfloat16",
+    17: "uint16",
+    18: "complex128",
+    19: "half",
+    22: "uint32",
+    23: "uint64",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class WireSignature:
+    """Identity of a request. ``family`` is the server family (``tfserving``, ``eas``); ``inputs`` the sorted names
+    actually sent; ``outputs`` the sorted multiset of names asked for, None where the filter was empty (all outputs)."""
+
+    family: str
+    model: str
+    method: str
+    signature_name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...] | None
+
+    @property
+    def digest(self) -> str:
+        """``w1-`` and 32 hexadecimal digits. Cached: a process sees the same few signatures all day."""
+        return _digest(self)
+
+    def __str__(self) -> str:
+        outputs = "*" if self.outputs is None else ", ".join(self.outputs)
+        return f"{self.method} {self.model}/{self.signature_name} ({', '.join(self.inputs)}) -> ({outputs})"
+
+
+def wire_signature(
+    family: str, model: str, method: str, signature_name: str, inputs: Iterable[str], output_filter: Iterable[str]
+) -> WireSignature:
+    """Bring what a request says into the canonical form: sorted, the default signature by its name."""
+    outputs = tuple(sorted(output_filter))
+    return WireSignature(
+        family, model, method, signature_name or DEFAULT_SIGNATURE, tuple(sorted(inputs)), outputs or None
+    )
+
+
+@lru_cache(maxsize=8192)
+def _digest(signature: WireSignature) -> str:
+    hashed = hashlib.sha256()
+
+    def add(*texts: str) -> None:
+        # Count and lengths go in first, so that no two lists give the same bytes.
+        hashed.update(len(texts).to_bytes(4, "little"))
+        for text in texts:
+            raw = text.encode("utf-8", "surrogatepass")
+            hashed.update(len(raw).to_bytes(4, "little") + raw)
+
+    add(signature.family, signature.model, signature.method, signature.signature_name)
+    add(*signature.inputs)
+    hashed.update(b"*" if signature.outputs is None else b"[")
+    add(*(signature.outputs or ()))
+    return f"{DIGEST_VERSION}-{hashed.hexdigest()[:DIGEST_HEX]}"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input as a request sent it: for display and for choosing a sample, never identity. ``shape`` is None where
+    the rank was not given."""
+
+    name: str
+    dtype: int
+    shape: tuple[int, ...] | None
+
+    def __str__(self) -> str:
+        dims = "?" if self.shape is None else ",".join(map(str, self.shape))
+        return f"{self.name}:{DTYPES.get(self.dtype, f'dtype{self.dtype}')}[{dims}]"
+
+
+@dataclass(slots=True)
+class Call:
+    """What an exchange means. ``version`` is the model version the request itself asked for (``""`` if none),
+    ``version_label`` likewise."""
+
+    signature: WireSignature
+    tensors: tuple[TensorSpec, ...]
+    version: str = ""
+    version_label: str = ""
+
+    @property
+    def shapes(self) -> str:
+        """All inputs with dtype and shape on one line, in the order of their names."""
+        return " ".join(map(str, self.tensors))
+
+
+# --- the executor key -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SignatureDef:
+    """A SignatureDef as far as it decides the executor key: alias -> textual tensor name. ``defaults`` are the inputs
+    that the server fills in when the request leaves them out."""
+
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    method_name: str = ""
+    defaults: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ExecutorKey:
+    """The sorted textual names that are fed and fetched. Equal keys share an executor, different keys never do
+    (``x`` and ``x:0`` are different keys to DirectSession; names are not normalised)."""
+
+    feeds: tuple[str, ...]
+    fetches: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"feed ({', '.join(self.feeds)}) fetch ({', '.join(self.fetches)})"
+
+
+class Misfit(ValueError):
+    """A wire signature that this model version would refuse; the text says why, in the server's terms."""
+
+
+def executor_key(signature: WireSignature, defs: Mapping[str, SignatureDef]) -> ExecutorKey:
+    """What TensorFlow looks up when a request of this wire signature reaches a model with these SignatureDefs.
+
+    ``tfserving``: every input of the signature is fed, defaults filled in, by the rules of predict_util.cc
+    (PreProcessPrediction). ``eas``: what was sent is fed (DeepRec message_coding.cc; the vendor documents no rule).
+    Raises Misfit.
+    """
+    found = defs.get(signature.signature_name)
+    if found is None:
+        raise Misfit(f'no signature "{signature.signature_name}" (it has: {", ".join(sorted(defs)) or "none"})')
+    sent = set(signature.inputs)
+    if unknown := sorted(sent - found.inputs.keys()):
+        raise Misfit(f"no input {', '.join(unknown)}")
+    if signature.family == "tfserving":
+        if missing := sorted(found.inputs.keys() - sent - found.defaults):
+            raise Misfit(f"input {', '.join(missing)} is missing")
+        feeds = list(found.inputs.values())
+    else:
+        feeds = [found.inputs[alias] for alias in signature.inputs]
+    if signature.outputs is None:
+        fetches = list(found.outputs.values())
+    else:
+        if unknown := sorted(set(signature.outputs) - found.outputs.keys()):
+            raise Misfit(f"no output {', '.join(unknown)}")
+        if signature.family == "tfserving" and len(set(signature.outputs)) != len(signature.outputs):
+            raise Misfit("an output is asked for twice")
+        fetches = [found.outputs[alias] for alias in signature.outputs]
+    return ExecutorKey(tuple(sorted(feeds)), tuple(sorted(fetches)))
+
+
+# --- explaining a difference ------------------------------------------------------------------------------------------
+
+
+def differences(one: WireSignature, other: WireSignature) -> list[str]:
+    """How ``one`` differs from ``other``, each as a short phrase; empty where they are equal."""
+    found = []
+    for what in ("family", "model", "method", "signature_name"):
+        if (mine := getattr(one, what)) != (theirs := getattr(other, what)):
+            found.append(f"{what} is {mine}, not {theirs}")
+    found += _names("feeds", one.inputs, other.inputs)
+    if one.outputs is None and other.outputs is not None:
+        found.append(f"fetches all outputs (empty filter), not only: {', '.join(other.outputs)}")
+    elif one.outputs is not None and other.outputs is None:
+        found.append(f"fetches only: {', '.join(one.outputs)}, not all outputs (empty filter)")
+    else:
+        found += _names("fetches", one.outputs or (), other.outputs or ())
+    return found
+
+
+def _names(verb: str, mine: tuple[str, ...], theirs: tuple[str, ...]) -> list[str]:
+    """The difference of two multisets of names in words."""
+    found = []
+    more, fewer = Counter(mine) - Counter(theirs), Counter(theirs) - Counter(mine)
+    if more:
+        found.append(f"{verb} also: {', '.join(sorted(more.elements()))}")
+    if fewer:
+        found.append(f"{verb} not: {', '.join(sorted(fewer.elements()))}")
+    return found
+
+
+def nearest(one: WireSignature, others: Iterable[WireSignature]) -> tuple[WireSignature, list[str]] | None:
+    """The signature among ``others`` that differs least from ``one``, and how; None where there is none."""
+    best: tuple[tuple[int, int, str], WireSignature, list[str]] | None = None
+    for other in others:
+        if other == one:
+            continue
+        found = differences(one, other)
+        size = len(set(one.inputs) ^ set(other.inputs)) + len(set(one.outputs or ()) ^ set(other.outputs or ()))
+        rank = (len(found), size, other.digest)
+        if best is None or rank < best[0]:
+            best = (rank, other, found)
+    return None if best is None else (best[1], best[2])
