@@ -1,0 +1,167 @@
+"""PAI-EAS's TensorFlow processor over HTTP, on a servable.
+
+The stock processor is closed. What is documented is followed (URL, authorization, status codes, one warm-up file sent
+``warm_up_count`` times); where nothing is documented the closest public code is (DeepRec's processor): aliases become
+tensor names, an empty filter is all outputs, an input that is not sent is not fed. Two choices are ours: a bad request
+is answered with 400 where DeepRec ends the process, and a failing warm-up fails the start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from google.protobuf.message import DecodeError
+
+from capture.schema import messages
+from replay import tf_protos
+from replay.eas_tensors import ArrayError, fill_array, to_tensor
+from replay.executor.api import CODE_NAMES
+from replay.host_warmup import WarmupError
+from replay.predict import DEFAULT_SIGNATURE, Plan, RequestError
+from replay.servable import Ledger, Servable
+
+#: Where services are found unless a custom URL is configured.
+PREFIX = "/api/predict/"
+#: Requests that run at once (the documented default of rpc.worker_threads).
+WORKER_THREADS = 5
+MAX_BODY_BYTES = 2**31 - 1
+
+
+class EasService:
+    """Request body in, status and response body out: the protocol without its transport."""
+
+    def __init__(self, servable: Servable) -> None:
+        self._servable = servable
+        self._tensor = tf_protos.load("tensorflow.core.framework.tensor_pb2").TensorProto
+
+    def answer(self, body: bytes) -> tuple[int, bytes]:
+        """One PredictRequest. 200 with a PredictResponse, or 400 with a line of text."""
+        request = messages.EasPredictRequest()
+        try:
+            request.ParseFromString(body)
+        except DecodeError:
+            return 400, b"the body is no PredictRequest"
+        try:
+            plan = self._plan(request)
+            outputs = self._servable.run(plan)
+            response = messages.EasPredictResponse()
+            for alias, output in zip(plan.output_aliases, outputs, strict=True):
+                array = response.outputs[alias]
+                array.Clear()  # an output may be asked for twice
+                fill_array(array, self._tensor.FromString(output))
+        except RequestError as error:
+            return 400, f"{CODE_NAMES[error.code]}: {error.message}".encode()
+        except ArrayError as error:
+            return 400, str(error).encode()
+        return 200, response.SerializeToString()
+
+    def _plan(self, request: Any) -> Plan:
+        signatures = self._servable.executor.signature_defs
+        name = request.signature_name or DEFAULT_SIGNATURE
+        if name not in signatures:
+            raise ArrayError(f"signature {name!r} not found; the model has {_names(signatures)}")
+        signature = signatures[name]
+        feeds = []
+        for alias in request.inputs:
+            if alias not in signature.inputs:
+                raise ArrayError(f"input {alias!r} not found; signature {name!r} has {_names(signature.inputs)}")
+            try:
+                tensor = to_tensor(request.inputs[alias])
+            except ArrayError as error:
+                raise ArrayError(f"input {alias!r}: {error}") from None
+            feeds.append((signature.inputs[alias].name, tensor.SerializeToString()))
+        for alias in request.output_filter:
+            if alias not in signature.outputs:
+                raise ArrayError(f"output {alias!r} not found; signature {name!r} has {_names(signature.outputs)}")
+        outputs = tuple(request.output_filter) or tuple(signature.outputs)
+        return Plan(feeds, [signature.outputs[alias].name for alias in outputs], tuple(request.inputs), outputs)
+
+
+def _names(table: Mapping[str, object]) -> str:
+    return ", ".join(sorted(table)) or "none"
+
+
+def warm_up(service: EasService, path: Path, count: int) -> None:
+    """Send the body in ``path`` ``count`` times, as ``warm_up_data_path`` and ``metadata.rpc.warm_up_count`` do.
+
+    Raises WarmupError if the file cannot be read or a request fails.
+    """
+    if path.suffix == ".txt":
+        raise WarmupError(f"{path}: .txt warm-up files are for string input; the TensorFlow processor takes a .bin")
+    try:
+        body = path.read_bytes()
+    except OSError as error:
+        raise WarmupError(f"{path}: {error.strerror}") from None
+    for place in range(1, count + 1):
+        status, answer = service.answer(body)
+        if status != 200:
+            text = answer.decode("utf-8", "replace").splitlines()[0]
+            raise WarmupError(f"{path}: request {place} of {count} was answered with {status}: {text}")
+
+
+class EasHost:
+    """The HTTP side: ``POST /api/predict/<service>[/...]``, or a custom URL."""
+
+    def __init__(self, service: EasService, ledger: Ledger, *, name: str, token: str = "", url: str = "") -> None:
+        self._service = service
+        self._ledger = ledger
+        self._name = name
+        self._token = token
+        self._url = url
+        self._pool = ThreadPoolExecutor(max_workers=WORKER_THREADS, thread_name_prefix="eas")
+
+    def application(self) -> web.Application:
+        """The aiohttp application; the caller runs it."""
+        application = web.Application(client_max_size=MAX_BODY_BYTES)
+        application.router.add_route("*", "/{path:.*}", self._handle)
+        return application
+
+    def close(self) -> None:
+        """Wait for running requests."""
+        self._pool.shutdown()
+
+    async def _handle(self, request: web.Request) -> web.Response:
+        if not self._serves(request.path):
+            return web.Response(status=404, text=f"no service at {request.path}")
+        if request.method != "POST":
+            return web.Response(status=405, text="POST a PredictRequest", headers={"Allow": "POST"})
+        body = await request.read()
+        if self._token and not authorized(self._token, request.headers, request.raw_path, body):
+            return web.Response(status=401, text="the Authorization header is missing or wrong")
+        status, answer = await asyncio.get_running_loop().run_in_executor(self._pool, self._answer, body)
+        kind = "application/octet-stream" if status == 200 else "text/plain"
+        return web.Response(status=status, body=answer, content_type=kind)
+
+    def _answer(self, body: bytes) -> tuple[int, bytes]:
+        with self._ledger.request("eas") as opened:
+            opened.code, answer = self._service.answer(body)
+            return opened.code, answer
+
+    def _serves(self, path: str) -> bool:
+        if self._url and path == self._url:
+            return True
+        root = PREFIX + self._name
+        return path == root or path.startswith(root + "/")
+
+
+def authorized(token: str, headers: Mapping[str, str], target: str, body: bytes) -> bool:
+    """Whether the Authorization header is the bare token, or the SDKs' signature of this very request: HMAC-SHA1 over
+    method, MD5 of the body, content type, date and path with query."""
+    given = headers.get("Authorization", "")
+    if hmac.compare_digest(given.encode(), token.encode()):
+        return True
+    if not given.startswith("EAS "):
+        return False
+    digest = hashlib.md5(body, usedforsecurity=False).hexdigest()
+    kind = headers.get("Content-Type", "application/octet-stream")
+    signed = f"POST\n{digest}\n{kind}\n{headers.get('Date', '')}\n{target}"
+    expected = base64.b64encode(hmac.new(token.encode(), signed.encode(), hashlib.sha1).digest())
+    return hmac.compare_digest(given.removeprefix("EAS ").strip().encode(), expected)

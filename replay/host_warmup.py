@@ -1,0 +1,117 @@
+"""Warm-up on start, as each server does it.
+
+TF Serving (``servables/tensorflow/saved_model_warmup_util.cc``, single thread): every record of
+``assets.extra/tf_serving_warmup_requests`` is run in order, the first failure fails the load, and so does the 1,001st
+record, after it ran. The server would try again every minute; the host fails at once.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import crc32c
+from google.protobuf.message import DecodeError
+
+from replay import tf_protos
+from replay.executor import api
+from replay.predict import RequestError
+from replay.servable import Servable
+
+WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
+#: WarmupConsts::kMaxNumRecords
+MAX_RECORDS = 1000
+_HEADER = 12  #: bytes before a record: length and its checksum
+_FOOTER = 4
+_HINT = ". Please verify your warmup data is in TFRecord format."
+
+
+class WarmupError(Exception):
+    """The warm-up failed, and with it the load. The text is one line: the server's own, after its code."""
+
+
+def read_records(file: BinaryIO) -> Iterator[bytes]:
+    """The records of an uncompressed TFRecord file, by the rules and with the texts of TensorFlow's RecordReader
+    (core/lib/io/record_reader.cc). Raises RequestError(DATA_LOSS)."""
+    offset = 0
+    end = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    while True:
+        header = _checksummed(file, offset, 8)
+        if header is None:
+            return
+        length = struct.unpack("<Q", header)[0]
+        # A length beyond the file is not read by: it would be allocated first.
+        record = _checksummed(file, offset + _HEADER, min(length, end))
+        if record is None:
+            raise RequestError(api.DATA_LOSS, f"truncated record at {offset}' failed with eof")
+        yield record
+        offset += _HEADER + length + _FOOTER
+
+
+def _checksummed(file: BinaryIO, offset: int, size: int) -> bytes | None:
+    """``size`` bytes with their masked CRC-32C behind them; None at the end of the file."""
+    data = file.read(size + _FOOTER)
+    if not data:
+        return None
+    if len(data) != size + _FOOTER:
+        raise RequestError(api.DATA_LOSS, f"truncated record at {offset}")
+    crc = crc32c.crc32c(data[:size])
+    masked = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+    if masked != int.from_bytes(data[size:], "little"):
+        raise RequestError(api.DATA_LOSS, f"corrupted record at {offset}")
+    return data[:size]
+
+
+def warm_up(servable: Servable, version_dir: Path, iterations: int = 1) -> int:
+    """Run the version's warm-up file, each record ``iterations`` times (0 counts as 1, as the flag's default does).
+
+    Returns the number of records, 0 if there is no file. Raises WarmupError.
+    """
+    path = version_dir / WARMUP_FILE
+    if not path.exists():
+        return 0
+    count = 0
+    try:
+        with path.open("rb") as file:
+            for count, record in enumerate(read_records(file), start=1):
+                _run_record(servable, path, record, max(iterations, 1))
+                if count > MAX_RECORDS:
+                    raise RequestError(
+                        api.INVALID_ARGUMENT,
+                        f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {path}",
+                    )
+    except RequestError as error:
+        text = error.message + (_HINT if error.code == api.DATA_LOSS else "")
+        raise WarmupError(f"{api.CODE_NAMES[error.code]}: {text}") from None
+    except OSError as error:
+        raise WarmupError(f"{path}: {error.strerror}") from None
+    return count
+
+
+def _run_record(servable: Servable, path: Path, record: bytes, iterations: int) -> None:
+    log = tf_protos.load("tensorflow_serving.apis.prediction_log_pb2").PredictionLog()
+    try:
+        log.ParseFromString(record)
+    except DecodeError:
+        text = record.decode("utf-8", "replace")
+        raise RequestError(api.INVALID_ARGUMENT, f"Failed to parse warmup record: {text} from {path}") from None
+    kind = log.WhichOneof("log_type")
+    if kind is None:
+        return  # The server does nothing with such a record, and counts it.
+    runner = _RUNNERS.get(kind)
+    if runner is None:
+        number = log.DESCRIPTOR.fields_by_name[kind].number
+        raise RequestError(api.UNIMPLEMENTED, f"Unsupported log_type for warmup: {number}")
+    for _ in range(iterations):
+        runner(servable, getattr(log, kind).request)
+
+
+def _predict(servable: Servable, request: Any) -> None:
+    servable.predict(request, live=False)
+
+
+_RUNNERS: dict[str, Callable[[Servable, Any], None]] = {"predict_log": _predict}
