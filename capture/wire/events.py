@@ -25,13 +25,18 @@ class Side(IntEnum):
 @dataclass(slots=True)
 class RequestHead:
     """A complete request head. ``target`` is the request target (HTTP/2 ``:path``) exactly as sent; ``authority`` is
-    the Host header or ``:authority``, empty where there is none. Pseudo-headers are not repeated in ``headers``."""
+    the Host header or ``:authority``, empty where there is none. Pseudo-headers are not repeated in ``headers``.
+
+    ``verified`` is False where the head was decoded with HPACK entries from before a gap: it is complete and plausible,
+    but an insertion missed in the gap could have shifted what an index means. Whoever believes such a head must have
+    further evidence, such as a body that parses as this method's message."""
 
     stream: int
     method: bytes
     target: bytes
     authority: bytes
     headers: Headers
+    verified: bool = True
 
 
 @dataclass(slots=True)
@@ -44,10 +49,11 @@ class RequestData:
 
 @dataclass(slots=True)
 class RequestEnd:
-    """The request is complete."""
+    """The request is complete. ``verified`` speaks of the trailers, as in ``RequestHead``."""
 
     stream: int
     trailers: Headers = ()
+    verified: bool = True
 
 
 @dataclass(slots=True)
@@ -60,11 +66,13 @@ class ResponseInfo:
 
 @dataclass(slots=True)
 class ResponseHead:
-    """The head of the final response. It may come before ``RequestEnd`` (an early response)."""
+    """The head of the final response (101 and 2xx to CONNECT too, followed by ``Upgraded``). It may come before
+    ``RequestEnd`` (an early response). ``verified`` as in ``RequestHead``."""
 
     stream: int
     status: int
     headers: Headers
+    verified: bool = True
 
 
 @dataclass(slots=True)
@@ -77,17 +85,20 @@ class ResponseData:
 
 @dataclass(slots=True)
 class ResponseEnd:
-    """The response is complete as its framing says. A gRPC trailers-only response is a head and this, no trailers."""
+    """The response is complete as its framing says. A gRPC trailers-only response is a head and this, no trailers.
+    ``verified`` speaks of the trailers, as in ``RequestHead``."""
 
     stream: int
     trailers: Headers = ()
+    verified: bool = True
 
 
 @dataclass(slots=True)
 class Aborted:
     """The exchange ended before both messages were complete: RST_STREAM, GOAWAY beyond it, a connection that closed.
 
-    ``by`` is the side that ended it, ``code`` the HTTP/2 error code (0 where there is none)."""
+    ``by`` is the side that ended it (the client where nobody can tell), ``code`` the HTTP/2 error code (0 where there
+    is none), ``reason`` a short fixed phrase. A ``ResponseEnd`` may have come before: an early response."""
 
     stream: int
     by: Side
@@ -97,9 +108,12 @@ class Aborted:
 
 @dataclass(slots=True)
 class Lost:
-    """Bytes of this stream were missed by the tap: its exchange can neither be read nor judged."""
+    """This stream's exchange can neither be read nor judged, and nothing more is emitted for it. ``reason`` is a short
+    fixed phrase: ``gap`` where bytes were missed by the tap, else the limit or the defect that made it unreadable. It
+    may be the only event of its stream."""
 
     stream: int
+    reason: str = "gap"
 
 
 @dataclass(slots=True)
@@ -120,7 +134,9 @@ class Unsynced:
 
 @dataclass(slots=True)
 class Resynced:
-    """``side`` is read again after ``Unsynced``. ``skipped`` bytes were seen but not understood in between."""
+    """``side`` is read again after ``Unsynced``. ``skipped`` bytes were seen but not understood in between. HTTP/1.1
+    loses and finds both directions together: ``side`` is then the one that ``Unsynced`` named, ``skipped`` counts
+    both."""
 
     side: Side
     skipped: int
