@@ -14,12 +14,14 @@ class ListenerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the traffic of one listener is read. ``flows`` name their listener by its place in the list.
 
     ``dialect`` is ``auto`` (by path) or the name of one dialect. ``service`` names the EAS service where the path does
-    not (a custom URL, or a service at the root); empty otherwise.
+    not (a custom URL, or a service at the root); empty otherwise. ``version`` is the model version behind this listener
+    where the server does not tell it (EAS); empty: unknown.
     """
 
     name: str
     dialect: str = "auto"
     service: str = ""
+    version: str = ""
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -31,6 +33,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     open_bytes: int = 256 << 20
     #: Wire signatures per model version; beyond it the least useful is evicted.
     signatures_per_version: int = 2000
+    #: While that many are stored: more new ones in an hour than this are turned away and counted, nothing is evicted.
+    new_signatures_per_hour: int = 500
     #: Payload bytes in the store.
     store_bytes: int = 1 << 30
     #: The held-out reservoir per model version: requests, bytes, seconds.

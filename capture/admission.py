@@ -1,0 +1,413 @@
+"""What is kept: pure decisions over bounded state, no clock and no IO.
+
+The worker tells :class:`Admission` of every call with its outcome; the answer says what to store. Three things are kept
+per model version: one sample for each wire signature, a **held-out set** that is never exported (a uniform reservoir
+over all proven calls, drawn without looking at the signature, and one further request for each signature), and what
+counting needs. Randomness is handed in as a number in [0, 1).
+
+The reservoir is a bottom-k sample: of all calls in the window the k with the smallest draws. When requests fall out of
+the window it is filled again at the rate k / (calls in the window), so that it stays uniform over the window rather
+than leaning to the newest.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+from typing import Final
+
+from capture.dialects.base import Outcome
+from capture.store.base import MAX_SHAPES, ModelVersion, RecordKey, StoredHeldOut, StoredSignature
+
+HOUR: Final = 3600.0
+#: A sample of another shape than the most frequent one is replaced once that shape was seen this many times as often.
+SHAPE_LEAD: Final = 2
+#: Evicted signatures that are remembered (digest, hits, dates), in multiples of the signature limit.
+TOMBSTONES: Final = 4
+#: The reservoir's threshold is computed anew after this many calls at the latest.
+CUT_CALLS: Final = 256
+#: Model versions with state in memory; beyond it the one seen least recently is forgotten here (not in the store).
+MAX_MODEL_VERSIONS: Final = 256
+
+
+@dataclass(slots=True)
+class Known:
+    """What is remembered of one signature. ``sample_at`` is None where there is none; ``held`` the id of its further
+    sample."""
+
+    first_seen: float
+    last_seen: float
+    hits: int = 0
+    hours: int = 0
+    last_hour: int = -1
+    shapes: dict[str, int] = field(default_factory=dict)
+    sample_at: float | None = None
+    sample_shapes: str = ""
+    sample_proven: bool = False
+    sample_size: int = 0
+    held: str = ""
+    held_at: float = 0.0
+    evicted: bool = False
+
+    @property
+    def rank(self) -> tuple[int, int, float]:
+        """The lowest is evicted first: seen in the fewest distinct hours, then with the fewest hits, then oldest."""
+        return (self.hours, self.hits, self.first_seen)
+
+
+@dataclass(slots=True)
+class Held:
+    """One held-out request and its roles."""
+
+    digest: str
+    size: int
+    captured_at: float
+    draw: float | None
+    for_signature: bool
+
+
+@dataclass(slots=True)
+class Decision:
+    """What to do with one call. ``hold`` is the held-out request to store; ``released`` maps ids of others to the roles
+    that they keep; ``evicted`` are signatures that lose their requests."""
+
+    new: bool = False
+    new_hour: bool = False
+    admitted: bool = True
+    sample: bool = False
+    hold: tuple[float | None, bool] | None = None
+    released: dict[str, tuple[float | None, bool]] = field(default_factory=dict)
+    evicted: list[RecordKey] = field(default_factory=list)
+
+
+class _Version:
+    """State of one model version."""
+
+    __slots__ = ("calls", "cut", "cut_age", "full", "held", "held_bytes", "last_seen", "new_by_hour", "signatures")
+
+    def __init__(self) -> None:
+        self.signatures: dict[str, Known] = {}
+        self.held: dict[str, Held] = {}
+        self.held_bytes = 0
+        #: Proven calls by hour: the size of the window that the reservoir is drawn from.
+        self.calls: dict[int, int] = {}
+        self.new_by_hour: tuple[int, int] = (-1, 0)
+        #: Draws below it enter the reservoir; None when it must be computed, ``cut_age`` calls after it was.
+        self.cut: float | None = None
+        self.cut_age = 0
+        #: The reservoir was at its bound (requests or bytes) when it last changed.
+        self.full = False
+        self.last_seen = 0.0
+
+
+class Admission:
+    """Decides for one worker. Sizes in bytes, times in seconds since the epoch; see :class:`capture.config.Limits`."""
+
+    def __init__(
+        self,
+        *,
+        signatures_per_version: int,
+        new_signatures_per_hour: int,
+        store_bytes: int,
+        held_out_requests: int,
+        held_out_bytes: int,
+        held_out_seconds: float,
+        refresh_after: float,
+    ) -> None:
+        self._max_signatures = signatures_per_version
+        self._max_new_per_hour = new_signatures_per_hour
+        self._max_bytes = store_bytes
+        self._held_requests = held_out_requests
+        self._held_bytes = held_out_bytes
+        self._held_seconds = held_out_seconds
+        self._refresh_after = refresh_after
+        self._versions: dict[ModelVersion, _Version] = {}
+        #: Payload bytes that the store holds by these decisions.
+        self.stored_bytes = 0
+
+    def load(self, signatures: list[StoredSignature], held_out: list[StoredHeldOut]) -> None:
+        """Take up what the store holds, after a restart."""
+        for row in signatures:
+            state = self._versions.setdefault(row.key.owner, _Version())
+            state.last_seen = max(state.last_seen, row.last_seen)
+            state.signatures[row.key.digest] = Known(
+                first_seen=row.first_seen,
+                last_seen=row.last_seen,
+                hits=row.hits,
+                hours=row.hours,
+                last_hour=int(row.last_seen // HOUR),
+                shapes=dict(row.shapes),
+                sample_at=row.sample_at,
+                sample_shapes=row.sample_shapes,
+                sample_proven=row.sample_outcome == Outcome.PROVEN,
+                sample_size=row.sample_size,
+                evicted=row.evicted,
+            )
+            self.stored_bytes += row.sample_size
+        for held in held_out:
+            state = self._versions.setdefault(held.key.owner, _Version())
+            state.held[held.id] = Held(held.key.digest, held.size, held.captured_at, held.draw, held.for_signature)
+            state.held_bytes += held.size
+            self.stored_bytes += held.size
+            known = state.signatures.get(held.key.digest)
+            if held.for_signature and known is not None:
+                known.held, known.held_at = held.id, held.captured_at
+        for state in self._versions.values():
+            # How many calls the reservoir stands for is not stored: these hits, taken as seen in their last hour.
+            for known in state.signatures.values():
+                state.calls[known.last_hour] = state.calls.get(known.last_hour, 0) + known.hits
+
+    def wanted(self, family: str, model: str, digest: str, now: float) -> bool:
+        """Whether the body of such a call may be stored when it turns out proven; asked when memory is scarce."""
+        for owner, state in self._versions.items():
+            if owner.family == family and owner.model == model:
+                known = state.signatures.get(digest)
+                if known is None or known.sample_at is None or not known.held:
+                    return True
+                if now - known.sample_at > self._refresh_after:
+                    return True
+        return False
+
+    def observe(
+        self,
+        key: RecordKey,
+        *,
+        proven: bool,
+        shapes: str,
+        size: int | None,
+        held_id: str,
+        now: float,
+        draw: float,
+    ) -> Decision:
+        """One call that reached the model or may have. ``size`` is the payload's bytes, None where the body is gone;
+        ``held_id`` the id to use if it is held out. The state changes as the decision says."""
+        decision = Decision()
+        state = self._version(key.owner, now, proven)
+        if state is None:
+            decision.admitted = False
+            return decision
+        known = state.signatures.get(key.digest)
+        if known is None:
+            known = self._admit(key, state, now, decision)
+            if known is None:
+                return decision
+        hour = int(now // HOUR)
+        if hour != known.last_hour:
+            known.last_hour = hour
+            known.hours += 1
+            decision.new_hour = True
+        known.hits += 1
+        known.last_seen = now
+        if shapes in known.shapes or len(known.shapes) < MAX_SHAPES:
+            known.shapes[shapes] = known.shapes.get(shapes, 0) + 1
+        if proven:
+            state.calls[hour] = state.calls.get(hour, 0) + 1
+        # An evicted one is counted still; it comes back when it has outgrown the least of what is kept.
+        if known.evicted and not self._readmit(key, state, known, decision):
+            return decision
+        if size is None:
+            return decision
+        if self._takes_sample(known, proven, shapes, now):
+            self.stored_bytes += size - known.sample_size
+            known.sample_at, known.sample_shapes, known.sample_proven = now, shapes, proven
+            known.sample_size = size
+            decision.sample = True
+        elif proven:
+            self._hold(key, state, known, size, held_id, now, draw, decision)
+        self._bound_bytes(decision)
+        return decision
+
+    # --- samples ---
+
+    def _takes_sample(self, known: Known, proven: bool, shapes: str, now: float) -> bool:
+        if known.sample_at is None:
+            return True
+        if known.sample_proven != proven:
+            return proven
+        if shapes == known.sample_shapes:
+            return now - known.sample_at > self._refresh_after
+        mine, theirs = known.shapes.get(shapes, 0), known.shapes.get(known.sample_shapes, 0)
+        return mine >= SHAPE_LEAD * max(theirs, 1) and mine == max(known.shapes.values())
+
+    # --- the held-out set ---
+
+    def _hold(
+        self, key: RecordKey, state: _Version, known: Known, size: int, held_id: str, now: float, draw: float,
+        decision: Decision,
+    ) -> None:  # fmt: skip
+        if size > self._held_bytes // 2:
+            return
+        for_signature = not known.held or now - known.held_at > self._refresh_after
+        in_reservoir = draw < self._threshold(state, now)
+        if not for_signature and not in_reservoir:
+            return
+        if for_signature:
+            if known.held:
+                self._release(state, known.held, decision, for_signature=False)
+            known.held, known.held_at = held_id, now
+        state.held[held_id] = Held(key.digest, size, now, draw if in_reservoir else None, for_signature)
+        state.held_bytes += size
+        self.stored_bytes += size
+        decision.hold = (draw if in_reservoir else None, for_signature)
+        self._shrink(state, held_id, decision)
+
+    def _threshold(self, state: _Version, now: float) -> float:
+        """Draws below it enter the reservoir."""
+        state.cut_age += 1
+        if state.cut is None or state.cut_age >= CUT_CALLS:
+            state.cut_age = 0
+            draws = [held.draw for held in state.held.values() if held.draw is not None]
+            if state.full and draws:
+                state.cut = max(draws)
+            else:
+                window = int((now - self._held_seconds) // HOUR)
+                calls = sum(count for hour, count in state.calls.items() if hour >= window)
+                state.cut = self._held_requests / max(calls, self._held_requests)
+        return state.cut
+
+    def _shrink(self, state: _Version, newest: str, decision: Decision) -> None:
+        """Keep the reservoir within its count and its bytes: the largest draws leave, whatever their size."""
+        reservoir = [(-held.draw, held_id) for held_id, held in state.held.items() if held.draw is not None]
+        heapq.heapify(reservoir)
+        held_bytes = sum(state.held[held_id].size for _, held_id in reservoir)
+        state.cut = None
+        state.full = state.full or len(reservoir) >= self._held_requests
+        while len(reservoir) > self._held_requests or held_bytes > self._held_bytes:
+            _, leaving = heapq.heappop(reservoir)
+            state.full = True
+            held_bytes -= state.held[leaving].size
+            if leaving == newest:
+                held = state.held[leaving]
+                held.draw = None
+                decision.hold = (None, True) if held.for_signature else None
+                if decision.hold is None:
+                    self._forget_held(state, leaving)
+            else:
+                self._release(state, leaving, decision, in_reservoir=False)
+
+    def _release(
+        self,
+        state: _Version,
+        held_id: str,
+        decision: Decision,
+        *,
+        in_reservoir: bool = True,
+        for_signature: bool = True,
+    ) -> None:
+        """Take one role from a held-out request; without any it is deleted."""
+        held = state.held.get(held_id)
+        if held is None:
+            return
+        held.draw = held.draw if in_reservoir else None
+        held.for_signature = held.for_signature and for_signature
+        decision.released[held_id] = (held.draw, held.for_signature)
+        if held.draw is None and not held.for_signature:
+            self._forget_held(state, held_id)
+
+    def _forget_held(self, state: _Version, held_id: str) -> None:
+        held = state.held.pop(held_id)
+        state.cut = None
+        state.held_bytes -= held.size
+        self.stored_bytes -= held.size
+        known = state.signatures.get(held.digest)
+        if known is not None and known.held == held_id:
+            known.held = ""
+
+    def expire(self, now: float) -> dict[str, tuple[float | None, bool]]:
+        """Held-out requests older than their window, as ``Decision.released``. To be asked every few minutes."""
+        decision = Decision()
+        window = now - self._held_seconds
+        for state in self._versions.values():
+            for held_id in [name for name, held in state.held.items() if held.captured_at < window]:
+                state.full = False
+                self._release(state, held_id, decision, in_reservoir=False, for_signature=False)
+            for hour in [hour for hour in state.calls if hour < window // HOUR]:
+                del state.calls[hour]
+        return decision.released
+
+    def forget(self, before: float) -> None:
+        """Signatures last seen before this time are gone from the store."""
+        for owner, state in list(self._versions.items()):
+            for digest in [name for name, known in state.signatures.items() if known.last_seen < before]:
+                self._evict(owner, state, digest, Decision())
+                del state.signatures[digest]
+            if not state.signatures:
+                del self._versions[owner]
+
+    def not_stored(self, key: RecordKey, held_id: str | None = None) -> None:
+        """A sample (or the held-out request ``held_id``) that was decided on was dropped: take another one."""
+        state = self._versions.get(key.owner)
+        if state is None:
+            return
+        if held_id is not None:
+            if held_id in state.held:
+                self._forget_held(state, held_id)
+        elif (known := state.signatures.get(key.digest)) is not None:
+            self.stored_bytes -= known.sample_size
+            known.sample_at, known.sample_size = None, 0
+
+    # --- bounds ---
+
+    def _version(self, owner: ModelVersion, now: float, proven: bool) -> _Version | None:
+        state = self._versions.get(owner)
+        if state is None:
+            if len(self._versions) >= MAX_MODEL_VERSIONS:
+                if not proven:
+                    # Anyone can name a model that does not exist and hang up.
+                    return None
+                del self._versions[min(self._versions, key=lambda name: self._versions[name].last_seen)]
+            state = self._versions[owner] = _Version()
+        state.last_seen = now
+        return state
+
+    def _admit(self, key: RecordKey, state: _Version, now: float, decision: Decision) -> Known | None:
+        """A signature seen for the first time: its state, or None where it is turned away."""
+        hour = int(now // HOUR)
+        counted_hour, count = state.new_by_hour
+        count = count + 1 if counted_hour == hour else 1
+        live = [name for name, known in state.signatures.items() if not known.evicted]
+        if len(live) >= self._max_signatures:
+            if count > self._max_new_per_hour or len(state.signatures) >= (1 + TOMBSTONES) * self._max_signatures:
+                # A flood of new signatures is an alarm, not a reason to throw out what was learned.
+                decision.admitted = False
+                return None
+            self._evict(key.owner, state, min(live, key=lambda name: state.signatures[name].rank), decision)
+        state.new_by_hour = (hour, count)
+        decision.new = True
+        known = state.signatures[key.digest] = Known(first_seen=now, last_seen=now)
+        return known
+
+    def _readmit(self, key: RecordKey, state: _Version, known: Known, decision: Decision) -> bool:
+        live = [name for name, other in state.signatures.items() if not other.evicted]
+        if len(live) >= self._max_signatures:
+            lowest = min(live, key=lambda name: state.signatures[name].rank)
+            if state.signatures[lowest].rank >= known.rank:
+                return False
+            self._evict(key.owner, state, lowest, decision)
+        known.evicted = False
+        return True
+
+    def _evict(self, owner: ModelVersion, state: _Version, digest: str, decision: Decision) -> None:
+        known = state.signatures[digest]
+        self.stored_bytes -= known.sample_size
+        known.evicted, known.sample_at, known.sample_size, known.sample_proven = True, None, 0, False
+        known.shapes = {}
+        for held_id in [name for name, held in state.held.items() if held.digest == digest]:
+            state.full = False
+            self._forget_held(state, held_id)
+            decision.released[held_id] = (None, False)
+        decision.evicted.append(RecordKey(owner, digest))
+
+    def _bound_bytes(self, decision: Decision) -> None:
+        """Evict the least useful signatures while the store holds more than it may."""
+        while self.stored_bytes > self._max_bytes:
+            candidates = [
+                (known.rank, owner, digest)
+                for owner, state in self._versions.items()
+                for digest, known in state.signatures.items()
+                if known.sample_size or known.held
+            ]
+            if len(candidates) <= 1:
+                return
+            _, owner, digest = min(candidates)
+            self._evict(owner, self._versions[owner], digest, decision)

@@ -1,0 +1,412 @@
+"""Exchanges: one request with its outcome, put together from the events of a flow.
+
+:class:`ExchangeTracker` is pure: events in, finished exchanges out. It holds request bodies only as far as one byte
+budget, shared by all flows of a worker, allows; over it the largest open body is given up and its exchange counted as
+oversized, never kept short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+from capture.config import ListenerConfig
+from capture.dialects.base import Ignored, Judgement, Outcome, Response, Route, Unreadable
+from capture.dialects.table import route as find_route
+from capture.schema.wire import FieldProbe
+from capture.signature import Call
+from capture.wire import events as ev
+from capture.wire.grpc import (
+    PREFIX_BYTES,
+    DecompressError,
+    GrpcReader,
+    MessageData,
+    MessageError,
+    MessageStart,
+    decompress,
+    grpc_status,
+)
+
+#: A compressed gRPC response is kept up to here to find its model_spec; beyond it the version stays unknown.
+MAX_COMPRESSED_RESPONSE_BYTES: Final = 8 << 20
+
+#: Request headers that may be stored with a sample. Everything else (Authorization, cookies, ...) never is.
+STORED_HEADERS: Final = frozenset({b"content-type", b"content-encoding", b"grpc-encoding"})
+#: Longest user agent that is kept for "who sends this".
+MAX_SENDER_CHARS: Final = 80
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One finished exchange. ``call`` and ``judgement`` are set for calls that could be read; otherwise ``ignored``,
+    ``refusal`` or one of the flags says what it was. ``body`` is the request as the model server reads it, transport
+    compression removed; ``wire_body`` the bytes as sent where they differ."""
+
+    flow: int
+    stream: int
+    sender: str
+    path: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    route: Route | None = None
+    ignored: str = ""
+    verified: bool = True
+    call: Call | None = None
+    refusal: str = ""
+    body: bytes | None = None
+    wire_body: bytes | None = None
+    oversized: bool = False
+    lost: bool = False
+    request_complete: bool = False
+    judgement: Judgement | None = None
+
+
+class BodyBudget:
+    """The bytes of request bodies that a worker may hold at a time, over all flows."""
+
+    __slots__ = ("_open", "limit", "used")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+        self._open: dict[int, _Open] = {}
+
+    def take(self, owner: _Open, size: int) -> None:
+        """Account for ``size`` more bytes of this body; the largest body is given up while the limit is passed."""
+        self._open[id(owner)] = owner
+        owner.size += size
+        self.used += size
+        while self.used > self.limit:
+            largest = max(self._open.values(), key=lambda held: held.size)
+            largest.exchange.oversized = True
+            largest.drop()
+
+    def give_back(self, owner: _Open) -> None:
+        """The body of ``owner`` is held no longer."""
+        if self._open.pop(id(owner), None) is not None:
+            self.used -= owner.size
+        owner.size = 0
+
+
+class _Open:
+    """An exchange in progress."""
+
+    __slots__ = (
+        "budget",
+        "compressed",
+        "encoding",
+        "exchange",
+        "parts",
+        "probe",
+        "reader",
+        "response",
+        "size",
+        "started",
+    )
+
+    def __init__(self, exchange: Exchange, budget: BodyBudget) -> None:
+        self.exchange = exchange
+        self.budget = budget
+        self.parts: list[bytes] = []
+        self.size = 0
+        self.response = Response()
+        self.probe: FieldProbe | None = None
+        self.reader: GrpcReader | None = None
+        self.encoding = b""
+        self.compressed: list[bytes] | None = None
+        self.started = False
+
+    def drop(self) -> None:
+        """Hold no bytes of the request any more."""
+        self.parts = []
+        self.exchange.body = self.exchange.wire_body = None
+        self.budget.give_back(self)
+
+
+class ExchangeTracker:
+    """Pairs the events of one flow by stream.
+
+    ``wanted`` is asked once a request is complete and read, when memory is scarce: False frees its body at once.
+    """
+
+    __slots__ = (
+        "_budget",
+        "_flow",
+        "_listener",
+        "_max_request",
+        "_on",
+        "_open",
+        "_peer",
+        "_wanted",
+        "finished",
+        "notices",
+    )
+
+    def __init__(
+        self,
+        flow: int,
+        listener: ListenerConfig,
+        peer: str,
+        budget: BodyBudget,
+        *,
+        max_request_bytes: int,
+        wanted: Callable[[Call], bool],
+    ) -> None:
+        self._flow = flow
+        self._listener = listener
+        self._peer = peer
+        self._budget = budget
+        self._max_request = max_request_bytes
+        self._wanted = wanted
+        self._open: dict[int, _Open] = {}
+        #: Exchanges that ended since the list was last emptied by its reader.
+        self.finished: list[Exchange] = []
+        #: Events that concern the flow rather than an exchange, likewise.
+        self.notices: list[ev.Event] = []
+        self._on: dict[type, Callable[..., None]] = {
+            ev.RequestHead: self._request_head,
+            ev.RequestData: self._request_data,
+            ev.RequestEnd: self._request_end,
+            ev.ResponseHead: self._response_head,
+            ev.ResponseData: self._response_data,
+            ev.ResponseEnd: self._response_end,
+            ev.Aborted: self._aborted,
+            ev.Lost: self._lost,
+        }
+
+    def feed(self, events: Iterable[ev.Event]) -> None:
+        """Take the events of the flow in order; what they finish goes to ``finished``, the rest to ``notices``."""
+        on = self._on
+        for event in events:
+            handler = on.get(type(event))
+            if handler is not None:
+                handler(event)
+            else:
+                self.notices.append(event)
+
+    def close(self) -> None:
+        """The flow is gone. Whatever is open was cut off."""
+        for stream in list(self._open):
+            self._aborted(ev.Aborted(stream, ev.Side.CLIENT, 0, "connection closed"))
+
+    @property
+    def open_exchanges(self) -> int:
+        """Exchanges in progress."""
+        return len(self._open)
+
+    # --- the request ---
+
+    def _request_head(self, event: ev.RequestHead) -> None:
+        stale = self._open.pop(event.stream, None)
+        if stale is not None:
+            stale.drop()
+        path = unquote_to_bytes(event.target.partition(b"?")[0]).decode("utf-8", "replace")
+        grpc = False
+        agent = ""
+        kept = {}
+        for name, value in event.headers:
+            if name == b"content-type":
+                grpc = value.startswith(b"application/grpc")
+            elif name == b"user-agent":
+                agent = value.decode("latin-1")[:MAX_SENDER_CHARS]
+            if name in STORED_HEADERS:
+                kept[name.decode()] = value.decode("latin-1")
+        exchange = Exchange(self._flow, event.stream, f"{agent or '-'} {self._peer}", path, kept)
+        exchange.verified = event.verified
+        found = find_route(event.method, path, grpc, self._listener)
+        if isinstance(found, Ignored):
+            exchange.ignored = found.what
+        else:
+            exchange.route = found
+        entry = _Open(exchange, self._budget)
+        self._open[event.stream] = entry
+
+    def _request_data(self, event: ev.RequestData) -> None:
+        entry = self._open.get(event.stream)
+        if entry is None or entry.exchange.route is None or entry.exchange.oversized:
+            return
+        size = len(event.data)
+        if entry.size + size > self._max_request:
+            entry.exchange.oversized = True
+            entry.drop()
+            return
+        entry.parts.append(event.data)
+        self._budget.take(entry, size)
+
+    def _request_end(self, event: ev.RequestEnd) -> None:
+        entry = self._open.get(event.stream)
+        if entry is None:
+            return
+        exchange = entry.exchange
+        exchange.request_complete = True
+        if exchange.route is not None and not exchange.oversized:
+            self._read(entry, exchange.route)
+        if entry.response.complete:
+            self._finish(entry)
+
+    def _read(self, entry: _Open, route: Route) -> None:
+        """Understand the complete request, and keep of its body what may be stored."""
+        exchange = entry.exchange
+        sent = entry.parts[0] if len(entry.parts) == 1 else b"".join(entry.parts)
+        entry.parts = []
+        try:
+            exchange.body, exchange.wire_body = self._decoded(exchange, route, sent)
+            exchange.call = route.dialect.read(route, exchange.body)
+        except Unreadable as error:
+            exchange.refusal = str(error)
+            entry.drop()
+            return
+        if exchange.wire_body is not None:
+            # The unpacked bytes are held as well.
+            self._budget.take(entry, len(exchange.body))
+        if self._budget.used > self._budget.limit // 2 and not self._wanted(exchange.call):
+            entry.drop()
+
+    def _decoded(self, exchange: Exchange, route: Route, sent: bytes) -> tuple[bytes, bytes | None]:
+        """(body as the server reads it, bytes as sent where they differ). Raises Unreadable."""
+        if route.dialect.framing == "body":
+            if exchange.headers.get("content-encoding", "identity") != "identity":
+                raise Unreadable("content-encoding")
+            return sent, None
+        # A unary call: exactly one length-prefixed message.
+        if len(sent) < PREFIX_BYTES or int.from_bytes(sent[1:5], "big") != len(sent) - PREFIX_BYTES:
+            raise Unreadable("not one gRPC message")
+        message = sent[PREFIX_BYTES:]
+        if sent[0] == 0:
+            return message, None
+        encoding = exchange.headers.get("grpc-encoding", "").encode("latin-1")
+        try:
+            return decompress(encoding, message, self._max_request), message
+        except DecompressError as error:
+            raise Unreadable(f"compressed message: {error}") from None
+
+    # --- the response ---
+
+    def _response_head(self, event: ev.ResponseHead) -> None:
+        entry = self._open.get(event.stream)
+        if entry is None:
+            return
+        response = entry.response
+        response.status = event.status
+        exchange = entry.exchange
+        exchange.verified = exchange.verified and event.verified
+        if exchange.route is None:
+            return
+        if exchange.route.dialect.framing == "grpc":
+            self._grpc_status(response, event.headers, ())
+            entry.reader = GrpcReader()
+            for name, value in event.headers:
+                if name == b"grpc-encoding":
+                    entry.encoding = value
+        entry.probe = exchange.route.dialect.response_probe(exchange.route)
+
+    def _response_data(self, event: ev.ResponseData) -> None:
+        entry = self._open.get(event.stream)
+        if entry is None or entry.probe is None:
+            return
+        if entry.reader is None:
+            entry.probe.feed(event.data)
+            return
+        for piece in entry.reader.feed(event.data):
+            kind = type(piece)
+            if kind is MessageData:
+                self._response_piece(entry, piece.data)  # type: ignore[union-attr]
+            elif isinstance(piece, MessageStart):
+                if entry.started:
+                    # A second message on a unary call: whatever it is, its version is not the answer's.
+                    entry.probe = None
+                    return
+                entry.started = True
+                entry.compressed = [] if piece.compressed else None
+            elif isinstance(piece, MessageError):
+                entry.probe = None
+            else:
+                self._response_message_end(entry)
+
+    def _response_piece(self, entry: _Open, data: bytes) -> None:
+        if entry.probe is None:
+            return
+        if entry.compressed is None:
+            entry.probe.feed(data)
+        elif sum(map(len, entry.compressed)) + len(data) <= MAX_COMPRESSED_RESPONSE_BYTES:
+            entry.compressed.append(data)
+        else:
+            entry.probe = entry.compressed = None
+
+    def _response_message_end(self, entry: _Open) -> None:
+        if entry.compressed is None or entry.probe is None:
+            return
+        try:
+            entry.probe.feed(decompress(entry.encoding, b"".join(entry.compressed), self._max_request))
+        except DecompressError:
+            entry.probe = None
+        entry.compressed = None
+
+    def _response_end(self, event: ev.ResponseEnd) -> None:
+        entry = self._open.get(event.stream)
+        if entry is None:
+            return
+        response = entry.response
+        response.complete = True
+        entry.exchange.verified = entry.exchange.verified and event.verified
+        if event.trailers and entry.reader is not None:
+            self._grpc_status(response, (), event.trailers)
+        if entry.exchange.request_complete:
+            self._finish(entry)
+
+    @staticmethod
+    def _grpc_status(response: Response, headers: ev.Headers, trailers: ev.Headers) -> None:
+        status = grpc_status(headers, trailers)
+        if status is None:
+            return
+        response.grpc_status = status
+        for name, value in trailers or headers:
+            if name == b"grpc-message":
+                response.grpc_message = unquote_to_bytes(value).decode("utf-8", "replace")
+
+    # --- the end ---
+
+    def _aborted(self, event: ev.Aborted) -> None:
+        entry = self._open.get(event.stream)
+        if entry is not None:
+            entry.response.aborted = event.reason
+            self._finish(entry)
+
+    def _lost(self, event: ev.Lost) -> None:
+        entry = self._open.get(event.stream)
+        if entry is not None:
+            entry.exchange.lost = True
+            self._finish(entry)
+
+    def _finish(self, entry: _Open) -> None:
+        exchange = entry.exchange
+        del self._open[exchange.stream]
+        body, wire_body = exchange.body, exchange.wire_body
+        entry.drop()
+        if exchange.lost:
+            exchange.call = None
+        elif exchange.call is not None and exchange.route is not None:
+            exchange.body, exchange.wire_body = body, wire_body
+            if entry.probe is not None:
+                entry.response.probe = entry.probe.value
+            exchange.judgement = exchange.route.dialect.judge(exchange.route, entry.response)
+            self._doubt(exchange, entry.response)
+        elif exchange.refusal:
+            answered = entry.response.complete and 200 <= entry.response.status < 300
+            answered = answered and entry.response.grpc_status in (None, 0)
+            outcome = Outcome.UNDECODABLE if answered else Outcome.REFUSED
+            exchange.judgement = Judgement(outcome, exchange.refusal)
+        self.finished.append(exchange)
+
+    @staticmethod
+    def _doubt(exchange: Exchange, response: Response) -> None:
+        """Headers read with a table that missed bytes may be wrong: success then needs the body's word as well."""
+        judgement = exchange.judgement
+        if (
+            not exchange.verified
+            and judgement is not None
+            and judgement.outcome is Outcome.PROVEN
+            and not response.probe
+        ):
+            exchange.judgement = Judgement(Outcome.UNPROVEN, "read behind missed bytes")

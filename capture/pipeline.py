@@ -1,0 +1,309 @@
+"""From tap frames to a batch for the store: the worker's work, without its IO.
+
+Frames go in as the tap reader hands them over; time comes from the tap's own TIME frames, randomness from the caller.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import msgspec
+
+from capture import tap
+from capture.admission import Admission
+from capture.config import ListenerConfig
+from capture.dialects.base import Outcome
+from capture.exchange import BodyBudget, Exchange, ExchangeTracker
+from capture.signature import Call
+from capture.store.base import UNKNOWN_VERSION, Batch, HeldOut, ModelVersion, RecordKey, Sample, SignatureDelta
+from capture.wire import events as ev
+from capture.wire.detect import FlowObserver
+
+#: Characters of all names in one signature. Real ones have some hundreds.
+MAX_SIGNATURE_CHARS: Final = 64 << 10
+#: Distinct refusal and ignore reasons counted between two batches; the rest is counted as "(other)".
+MAX_REASONS: Final = 1000
+OTHER: Final = "(other)"
+
+
+class _Flow:
+    __slots__ = ("listener", "observer", "tracker")
+
+    def __init__(self, observer: FlowObserver, tracker: ExchangeTracker, listener: ListenerConfig) -> None:
+        self.observer = observer
+        self.tracker = tracker
+        self.listener = listener
+
+
+class Pipeline:
+    """Reads all flows of one worker. ``batch`` is what has changed since :meth:`take`; ``urgent`` says that it holds a
+    request that should be stored soon. ``count`` adds to a counter."""
+
+    def __init__(
+        self,
+        *,
+        run: str,
+        name: str,
+        listeners: tuple[ListenerConfig, ...],
+        admission: Admission,
+        request_bytes: int,
+        open_bytes: int,
+        count: Callable[[str, int], None],
+        draw: Callable[[], float],
+    ) -> None:
+        """``run`` names the supervisor's run, ``name`` this worker: held-out ids begin with it, so it never repeats."""
+        self._run = run
+        self._name = name
+        self._listeners = listeners
+        self._admission = admission
+        self._request_bytes = request_bytes
+        self._budget = BodyBudget(open_bytes)
+        self._count = count
+        self._draw = draw
+        self._flows: dict[int, _Flow] = {}
+        self._held_number = 0
+        #: Wall clock of the last TIME frame, seconds since the epoch.
+        self.now = 0.0
+        self.batch = Batch(run)
+        self.urgent = False
+
+    def take(self) -> Batch:
+        """The batch so far; a new one is begun."""
+        batch, self.batch, self.urgent = self.batch, Batch(self._run), False
+        batch.updated_at = self.now
+        return batch
+
+    @property
+    def open_flows(self) -> int:
+        """Flows that are being read."""
+        return len(self._flows)
+
+    def feed(self, frames: Iterable[tuple[int, int, int, bytes]]) -> None:
+        """Frames as :meth:`capture.tap.TapReader.read` returns them."""
+        flows = self._flows
+        for kind, number, _, payload in frames:
+            if kind == tap.CLIENT or kind == tap.SERVER:
+                flow = flows.get(number)
+                if flow is not None:
+                    side = ev.Side.CLIENT if kind == tap.CLIENT else ev.Side.SERVER
+                    self._events(flow, flow.observer.feed(side, payload))
+            elif kind == tap.TIME:
+                self.now = tap.TIME_PAYLOAD.unpack(payload)[1] / 1e9
+            elif kind == tap.OPEN:
+                self._open(number, payload)
+            else:
+                flow = flows.get(number)
+                if flow is not None:
+                    self._control(flow, number, kind, payload)
+
+    def close(self) -> None:
+        """The tap is gone: every flow that is open will never be read to its end."""
+        for flow in self._flows.values():
+            self._end(flow)
+        self._flows.clear()
+
+    # --- flows ---
+
+    def _open(self, number: int, payload: bytes) -> None:
+        opened = msgspec.json.decode(payload, type=tap.FlowOpen)
+        listener = self._listeners[opened.listener]
+        joined = opened.client_start > 0 or opened.server_start > 0
+        tracker = ExchangeTracker(
+            number,
+            listener,
+            _network(opened.peer),
+            self._budget,
+            max_request_bytes=self._request_bytes,
+            wanted=self._wanted,
+        )
+        self._flows[number] = _Flow(FlowObserver(joined=joined), tracker, listener)
+
+    def _control(self, flow: _Flow, number: int, kind: int, payload: bytes) -> None:
+        if kind == tap.EOF_CLIENT:
+            self._events(flow, flow.observer.eof(ev.Side.CLIENT))
+        elif kind == tap.EOF_SERVER:
+            self._events(flow, flow.observer.eof(ev.Side.SERVER))
+        elif kind == tap.GAP:
+            client, server = tap.GAP_PAYLOAD.unpack(payload)
+            if client:
+                self._events(flow, flow.observer.gap(ev.Side.CLIENT, client))
+            if server:
+                self._events(flow, flow.observer.gap(ev.Side.SERVER, server))
+        elif kind == tap.CLOSED:
+            self._end(flow)
+            del self._flows[number]
+
+    def _end(self, flow: _Flow) -> None:
+        blind = flow.observer.unsynced
+        self._events(flow, flow.observer.close())
+        flow.tracker.close()
+        self._drain(flow)
+        if blind:
+            self._count("flows_blind", 1)
+
+    def _events(self, flow: _Flow, events: list[ev.Event]) -> None:
+        if events:
+            flow.tracker.feed(events)
+            self._drain(flow)
+
+    def _drain(self, flow: _Flow) -> None:
+        tracker = flow.tracker
+        if tracker.finished:
+            finished, tracker.finished = tracker.finished, []
+            for exchange in finished:
+                self._exchange(exchange, flow.listener)
+        if tracker.notices:
+            notices, tracker.notices = tracker.notices, []
+            for notice in notices:
+                self._notice(notice)
+
+    def _notice(self, notice: ev.Event) -> None:
+        if isinstance(notice, ev.Missed):
+            self._count("requests_missed", notice.requests)
+        elif isinstance(notice, ev.Unsynced):
+            self._count("flows_unsynced", 1)
+        elif isinstance(notice, ev.Resynced):
+            self._count("flows_resynced", 1)
+        elif isinstance(notice, ev.Undecodable):
+            self._count("flows_undecodable", 1)
+            self._ignore(f"flow: {notice.reason}")
+        elif isinstance(notice, ev.Upgraded):
+            self._count("flows_undecodable", 1)
+            self._ignore("flow: upgraded to another protocol")
+
+    def _wanted(self, call: Call) -> bool:
+        signature = call.signature
+        return self._admission.wanted(signature.family, signature.model, signature.digest, self.now)
+
+    # --- exchanges ---
+
+    def _ignore(self, what: str) -> None:
+        ignored = self.batch.ignored
+        ignored[what if what in ignored or len(ignored) < MAX_REASONS else OTHER] += 1
+
+    def _exchange(self, exchange: Exchange, listener: ListenerConfig) -> None:
+        if exchange.lost:
+            self._count("requests_lost", 1)
+            return
+        if exchange.request_complete:
+            self._count("requests_observed", 1)
+        if exchange.route is None:
+            self._count("requests_ignored", 1)
+            self._ignore(exchange.ignored)
+            return
+        family = exchange.route.dialect.family
+        model = exchange.call.signature.model if exchange.call else exchange.route.model
+        if exchange.oversized and exchange.call is None:
+            self._count("requests_oversized", 1)
+            self._refuse(family, model, "oversized", "body over the limit")
+            return
+        if not exchange.request_complete:
+            self._count("requests_incomplete", 1)
+            return
+        judgement = exchange.judgement
+        if judgement is None:
+            raise AssertionError("a complete exchange without a judgement")
+        outcome, reason = judgement.outcome, judgement.reason
+        call = exchange.call
+        if call is not None and outcome in (Outcome.PROVEN, Outcome.UNPROVEN):
+            if _chars(call) <= MAX_SIGNATURE_CHARS:
+                version = judgement.version or call.version or listener.version or UNKNOWN_VERSION
+                self._call(exchange, call, outcome, ModelVersion(family, model, version))
+                return
+            outcome, reason = Outcome.UNDECODABLE, "signature too large"
+        self._count(f"requests_{outcome}", 1)
+        self._refuse(family, model, outcome, reason)
+
+    def _refuse(self, family: str, model: str, outcome: str, reason: str) -> None:
+        refusals = self.batch.refusals
+        key = (family, model, outcome, reason)
+        refusals[key if key in refusals or len(refusals) < MAX_REASONS else (family, OTHER, outcome, reason)] += 1
+
+    def _call(self, exchange: Exchange, call: Call, outcome: Outcome, owner: ModelVersion) -> None:
+        """A call that reached the model, or may have."""
+        proven = outcome is Outcome.PROVEN
+        self._count("requests_proven" if proven else "requests_unproven", 1)
+        key = RecordKey(owner, call.signature.digest)
+        shapes = call.shapes
+        body = exchange.body
+        self._held_number += 1
+        held_id = f"{self._name}-{self._held_number:x}"
+        decision = self._admission.observe(
+            key,
+            proven=proven,
+            shapes=shapes,
+            size=None if body is None else len(body) + len(exchange.wire_body or b""),
+            held_id=held_id,
+            now=self.now,
+            draw=self._draw(),
+        )
+        if not decision.admitted:
+            self._count("signatures_turned_away", 1)
+            return
+        batch = self.batch
+        delta = batch.seen.get(key)
+        if delta is None:
+            delta = batch.seen[key] = SignatureDelta(call.signature, self.now, self.now)
+        delta.last_seen = self.now
+        delta.proven += proven
+        delta.unproven += not proven
+        delta.hours += decision.new_hour
+        delta.shapes[shapes] += 1
+        delta.senders[exchange.sender] += 1
+        if body is not None and (decision.sample or decision.hold is not None):
+            sample = Sample(body, exchange.wire_body, exchange.headers, exchange.path, shapes, outcome, self.now)
+            self.urgent = True
+            if decision.sample:
+                batch.samples[key] = sample
+            elif decision.hold is not None:
+                batch.held_out[held_id] = (key, HeldOut(held_id, sample, *decision.hold))
+        for gone in decision.evicted:
+            batch.samples.pop(gone, None)
+            batch.evicted.add(gone)
+        self.release(decision.released)
+
+    def release(self, released: dict[str, tuple[float | None, bool]]) -> None:
+        """Held-out requests that lose a role, by id with the roles they keep."""
+        for held_id, (draw, for_signature) in released.items():
+            pending = self.batch.held_out.get(held_id)
+            if pending is None:
+                self.batch.released[held_id] = (draw, for_signature)
+            elif draw is None and not for_signature:
+                del self.batch.held_out[held_id]
+            else:
+                pending[1].draw, pending[1].for_signature = draw, for_signature
+
+
+def _chars(call: Call) -> int:
+    signature = call.signature
+    return (
+        len(signature.model)
+        + len(signature.signature_name)
+        + sum(map(len, signature.inputs))
+        + sum(map(len, signature.outputs or ()))
+    )
+
+
+def _network(peer: str) -> str:
+    """The /24 or /64 of a peer ``host:port``: enough to say who sends, not which machine."""
+    host = peer.rpartition(":")[0].strip("[]")
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return "unix" if peer.startswith("unix") else "-"
+    return str(ipaddress.ip_network((address, 24 if address.version == 4 else 64), strict=False))
+
+
+def drop_requests(batch: Batch, admission: Admission) -> int:
+    """Drop the requests of a batch that cannot be stored, so that others are captured in their place; the number
+    dropped. What was counted stays in the batch."""
+    dropped = len(batch.samples) + len(batch.held_out)
+    for key in batch.samples:
+        admission.not_stored(key)
+    for held_id, (key, _) in batch.held_out.items():
+        admission.not_stored(key, held_id)
+    batch.samples.clear()
+    batch.held_out.clear()
+    return dropped

@@ -1,0 +1,197 @@
+"""What a store keeps, and what every store can do. ``open_store`` is the only place that knows the kinds.
+
+A store never decides: ``admission.py`` does, and hands over a :class:`Batch`, which a store applies as one transaction
+(all of it or nothing) and additively (two writers may share a store).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from capture.signature import WireSignature
+
+#: Distinct input shapes and senders kept per signature; the rest is counted as "other".
+MAX_SHAPES = 16
+MAX_SENDERS = 16
+OTHER = "(other)"
+
+#: The model version where the server did not tell it. A normal source, never dropped.
+UNKNOWN_VERSION = "unknown"
+
+
+class StoreError(Exception):
+    """The store cannot be opened, read or written; the text names it and the remedy."""
+
+
+class ModelVersion(NamedTuple):
+    """What a record belongs to. ``version`` is the number as text, or ``unknown``."""
+
+    family: str
+    model: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.model}/{self.version}"
+
+
+class RecordKey(NamedTuple):
+    """Identity of a record in the store."""
+
+    owner: ModelVersion
+    digest: str
+
+
+@dataclass(slots=True)
+class Sample:
+    """One real request: ``body`` as the model server reads it, ``wire_body`` the bytes as sent where they differ
+    (compression), ``headers`` the allowed few. ``captured_at`` is seconds since the epoch."""
+
+    body: bytes
+    wire_body: bytes | None
+    headers: dict[str, str]
+    path: str
+    shapes: str
+    outcome: str
+    captured_at: float
+
+    @property
+    def size(self) -> int:
+        """Bytes that count against the store's bound."""
+        return len(self.body) + len(self.wire_body or b"")
+
+
+@dataclass(slots=True)
+class HeldOut:
+    """A request that is never exported. ``draw`` is its random number in [0, 1) while it is part of the uniform
+    reservoir, None otherwise; ``for_signature`` while it is its signature's further sample."""
+
+    id: str
+    sample: Sample
+    draw: float | None
+    for_signature: bool
+
+
+@dataclass(slots=True)
+class SignatureDelta:
+    """What was seen of one signature since the last batch."""
+
+    signature: WireSignature
+    first_seen: float
+    last_seen: float
+    proven: int = 0
+    unproven: int = 0
+    hours: int = 0
+    shapes: Counter[str] = field(default_factory=Counter)
+    senders: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(slots=True)
+class Batch:
+    """Everything that changed, applied as one transaction; evictions come before samples.
+
+    ``released`` maps held-out ids to the roles that they keep, (draw, for_signature); one without a role is deleted.
+    ``refusals`` counts (family, model, outcome, reason), ``ignored`` what was no call. ``counters`` are absolute values
+    of the run ``run``.
+    """
+
+    run: str
+    seen: dict[RecordKey, SignatureDelta] = field(default_factory=dict)
+    samples: dict[RecordKey, Sample] = field(default_factory=dict)
+    held_out: dict[str, tuple[RecordKey, HeldOut]] = field(default_factory=dict)
+    released: dict[str, tuple[float | None, bool]] = field(default_factory=dict)
+    evicted: set[RecordKey] = field(default_factory=set)
+    refusals: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
+    ignored: Counter[str] = field(default_factory=Counter)
+    counters: dict[str, int] = field(default_factory=dict)
+    updated_at: float = 0.0
+    #: Delete signatures last seen before this time; 0 deletes nothing.
+    forget_before: float = 0.0
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of requests in this batch."""
+        return sum(sample.size for sample in self.samples.values()) + sum(
+            held.sample.size for _, held in self.held_out.values()
+        )
+
+
+@dataclass(slots=True)
+class StoredSignature:
+    """One signature of one model version as the store knows it. The sample itself is read with ``Store.sample``;
+    ``sample_at`` is None where it was evicted or never kept."""
+
+    key: RecordKey
+    signature: WireSignature
+    proven: int
+    unproven: int
+    first_seen: float
+    last_seen: float
+    hours: int
+    shapes: dict[str, int]
+    senders: dict[str, int]
+    evicted: bool
+    sample_at: float | None
+    sample_size: int
+    sample_shapes: str
+    sample_outcome: str
+
+    @property
+    def hits(self) -> int:
+        """Calls that carried this signature and reached the model, or may have."""
+        return self.proven + self.unproven
+
+
+class StoredHeldOut(NamedTuple):
+    """A held-out request with what it belongs to, without its body."""
+
+    key: RecordKey
+    id: str
+    draw: float | None
+    for_signature: bool
+    size: int
+    captured_at: float
+
+
+class Store(Protocol):
+    """A place for records. Every method raises StoreError when the store does not answer."""
+
+    def apply(self, batch: Batch) -> None:
+        """Write a batch: all of it or nothing."""
+
+    def signatures(self, model: str | None = None) -> list[StoredSignature]:
+        """All signatures, most hits first; of one model if given."""
+
+    def sample(self, key: RecordKey) -> Sample | None:
+        """The stored request of a signature."""
+
+    def held_out_index(self) -> list[StoredHeldOut]:
+        """Every held-out request, without bodies."""
+
+    def held_out(self, model: str | None = None) -> Iterator[tuple[RecordKey, HeldOut]]:
+        """Every held-out request with its body, one at a time."""
+
+    def refusals(self) -> list[tuple[str, str, str, str, int]]:
+        """(family, model, outcome, reason, count), most first."""
+
+    def ignored(self) -> list[tuple[str, int]]:
+        """(what, count) of requests that were no model call, most first."""
+
+    def counters(self) -> dict[str, int]:
+        """The counters of all runs, summed."""
+
+    def close(self) -> None:
+        """Give the store back."""
+
+
+def open_store(url: str, *, create: bool = False) -> Store:
+    """The store at ``url``: a path or ``sqlite:PATH``. Without ``create`` it must exist. Raises StoreError."""
+    scheme, separator, rest = url.partition(":")
+    if separator and scheme in ("redis", "rediss", "redis+cluster"):
+        raise StoreError(f"store {scheme}://...: this version of warmtap keeps its store in SQLite only; give a path")
+    from capture.store.sqlite import SqliteStore
+
+    return SqliteStore.open(Path(rest if separator and scheme == "sqlite" else url), create=create)

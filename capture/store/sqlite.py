@@ -1,0 +1,378 @@
+"""The embedded store: one SQLite file in WAL mode, mode 0600.
+
+Write-ahead logging with ``synchronous=NORMAL`` survives a kill at any point (sqlite.org/wal.html); a power cut may cost
+the last transactions, never the file. Names of tensors, shapes and senders are small JSON texts; bodies are blobs in
+tables of their own, so that listing never reads them.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from capture.signature import WireSignature
+from capture.store.base import (
+    MAX_SENDERS,
+    MAX_SHAPES,
+    OTHER,
+    Batch,
+    HeldOut,
+    ModelVersion,
+    RecordKey,
+    Sample,
+    SignatureDelta,
+    StoredHeldOut,
+    StoredSignature,
+    StoreError,
+)
+
+#: "wtap": tells a warmtap store from any other SQLite file (PRAGMA application_id).
+APPLICATION_ID: Final = 0x77746170
+#: Raised with every change to the tables; an older file is migrated on opening, a newer one refused.
+SCHEMA_VERSION: Final = 1
+#: How long a writer waits for another one, milliseconds.
+BUSY_TIMEOUT_MS: Final = 5000
+
+_SCHEMA: Final = """
+CREATE TABLE signatures (
+  id INTEGER PRIMARY KEY,
+  family TEXT NOT NULL, model TEXT NOT NULL, version TEXT NOT NULL, digest TEXT NOT NULL,
+  signature TEXT NOT NULL,
+  proven INTEGER NOT NULL, unproven INTEGER NOT NULL,
+  first_seen REAL NOT NULL, last_seen REAL NOT NULL, hours INTEGER NOT NULL,
+  shapes TEXT NOT NULL, senders TEXT NOT NULL, evicted INTEGER NOT NULL DEFAULT 0,
+  UNIQUE (family, model, version, digest)
+);
+CREATE TABLE samples (
+  signature_id INTEGER PRIMARY KEY REFERENCES signatures (id) ON DELETE CASCADE,
+  size INTEGER NOT NULL, shapes TEXT NOT NULL, outcome TEXT NOT NULL, captured_at REAL NOT NULL,
+  path TEXT NOT NULL, headers TEXT NOT NULL, wire_body BLOB, body BLOB NOT NULL
+);
+CREATE TABLE held_out (
+  id TEXT PRIMARY KEY,
+  signature_id INTEGER NOT NULL REFERENCES signatures (id) ON DELETE CASCADE,
+  draw REAL, for_signature INTEGER NOT NULL,
+  size INTEGER NOT NULL, shapes TEXT NOT NULL, outcome TEXT NOT NULL, captured_at REAL NOT NULL,
+  path TEXT NOT NULL, headers TEXT NOT NULL, wire_body BLOB, body BLOB NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX held_out_signature ON held_out (signature_id);
+CREATE TABLE refusals (
+  family TEXT NOT NULL, model TEXT NOT NULL, outcome TEXT NOT NULL, reason TEXT NOT NULL, count INTEGER NOT NULL,
+  PRIMARY KEY (family, model, outcome, reason)
+) WITHOUT ROWID;
+CREATE TABLE ignored (what TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE runs (run TEXT PRIMARY KEY, updated_at REAL NOT NULL, counters TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+#: Statements that lead from schema version N to N+1, by N.
+_MIGRATIONS: Final[dict[int, str]] = {}
+
+_SAMPLE_COLUMNS: Final = "size, shapes, outcome, captured_at, path, headers, wire_body, body"
+
+
+class SqliteStore:
+    """See :class:`capture.store.base.Store`. One instance belongs to one thread at a time."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self._db = connection
+
+    @classmethod
+    def open(cls, path: Path, *, create: bool = False) -> SqliteStore:
+        """Open or create the file. Raises StoreError with the remedy: absent, no warmtap store, of a newer warmtap."""
+        if create:
+            try:
+                # Created here so that it is never readable by others, not for a moment; -wal and -shm take after it.
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            except OSError as error:
+                raise StoreError(f"store {path}: {error.strerror}") from None
+        elif not path.is_file():
+            raise StoreError(f"store {path}: no such file; start the sidecar with this store first, or name another")
+        connection = None
+        try:
+            connection = sqlite3.connect(
+                path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, check_same_thread=False
+            )
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("PRAGMA foreign_keys=ON")
+            _prepare(path, connection)
+        except sqlite3.Error as error:
+            if connection is not None:
+                connection.close()
+            raise StoreError(f"store {path}: {error}; it is no warmtap store, or it is damaged") from None
+        except StoreError:
+            if connection is not None:
+                connection.close()
+            raise
+        return cls(path, connection)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._errors():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+            except BaseException:
+                self._db.rollback()
+                raise
+            self._db.execute("COMMIT")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            if self._db.in_transaction:
+                self._db.rollback()
+            raise StoreError(f"store {self.path}: {error}") from None
+
+    def _rows(self, sql: str, *values: Any) -> list[Any]:
+        with self._errors():
+            return self._db.execute(sql, values).fetchall()
+
+    # --- writing ---
+
+    def apply(self, batch: Batch) -> None:
+        with self._transaction() as db:
+            ids = {key: _count(db, key, delta) for key, delta in batch.seen.items()}
+            for key in batch.evicted:
+                row = _signature_id(db, key)
+                db.execute("UPDATE signatures SET evicted=1, shapes='{}', senders='{}' WHERE id=?", (row,))
+                db.execute("DELETE FROM samples WHERE signature_id=?", (row,))
+                db.execute("DELETE FROM held_out WHERE signature_id=?", (row,))
+            for key, sample in batch.samples.items():
+                row = ids.get(key) or _signature_id(db, key)
+                if row is not None:
+                    db.execute(
+                        f"INSERT INTO samples (signature_id, {_SAMPLE_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?)"  # noqa: S608
+                        " ON CONFLICT (signature_id) DO UPDATE SET size=excluded.size, shapes=excluded.shapes,"
+                        " outcome=excluded.outcome, captured_at=excluded.captured_at, path=excluded.path,"
+                        " headers=excluded.headers, wire_body=excluded.wire_body, body=excluded.body",
+                        (row, *_sample_row(sample)),
+                    )
+                    db.execute("UPDATE signatures SET evicted=0 WHERE id=?", (row,))
+            for key, held in batch.held_out.values():
+                row = ids.get(key) or _signature_id(db, key)
+                if row is not None:
+                    db.execute(
+                        f"INSERT OR REPLACE INTO held_out (id, signature_id, draw, for_signature, {_SAMPLE_COLUMNS})"  # noqa: S608
+                        " VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
+                        (held.id, row, held.draw, held.for_signature, *_sample_row(held.sample)),
+                    )
+            for held_id, (draw, for_signature) in batch.released.items():
+                if draw is None and not for_signature:
+                    db.execute("DELETE FROM held_out WHERE id=?", (held_id,))
+                else:
+                    db.execute("UPDATE held_out SET draw=?, for_signature=? WHERE id=?", (draw, for_signature, held_id))
+            db.executemany(
+                "INSERT INTO refusals VALUES (?,?,?,?,?) ON CONFLICT DO UPDATE SET count=count+excluded.count",
+                [(*key, count) for key, count in batch.refusals.items()],
+            )
+            db.executemany(
+                "INSERT INTO ignored VALUES (?,?) ON CONFLICT DO UPDATE SET count=count+excluded.count",
+                list(batch.ignored.items()),
+            )
+            if batch.forget_before:
+                db.execute("DELETE FROM signatures WHERE last_seen < ?", (batch.forget_before,))
+            if batch.counters:
+                db.execute(
+                    "INSERT OR REPLACE INTO runs VALUES (?,?,?)",
+                    (batch.run, batch.updated_at, msgspec.json.encode(batch.counters).decode()),
+                )
+
+    # --- reading ---
+
+    def signatures(self, model: str | None = None) -> list[StoredSignature]:
+        rows = self._rows(
+            "SELECT s.family, s.model, s.version, s.digest, s.signature, s.proven, s.unproven, s.first_seen,"
+            " s.last_seen, s.hours, s.shapes, s.senders, s.evicted, p.captured_at, p.size, p.shapes, p.outcome"
+            " FROM signatures s LEFT JOIN samples p ON p.signature_id = s.id WHERE ?1 IS NULL OR s.model = ?1"
+            " ORDER BY s.proven + s.unproven DESC, s.digest, s.version",
+            model,
+        )
+        return [
+            StoredSignature(
+                key=RecordKey(ModelVersion(family, name, version), digest),
+                signature=msgspec.json.decode(signature, type=WireSignature),
+                proven=proven,
+                unproven=unproven,
+                first_seen=first_seen,
+                last_seen=last_seen,
+                hours=hours,
+                shapes=msgspec.json.decode(shapes, type=dict[str, int]),
+                senders=msgspec.json.decode(senders, type=dict[str, int]),
+                evicted=bool(evicted),
+                sample_at=sample_at,
+                sample_size=size or 0,
+                sample_shapes=sample_shapes or "",
+                sample_outcome=outcome or "",
+            )
+            for (
+                family, name, version, digest, signature, proven, unproven, first_seen,
+                last_seen, hours, shapes, senders, evicted, sample_at, size, sample_shapes, outcome,
+            ) in rows
+        ]  # fmt: skip
+
+    def sample(self, key: RecordKey) -> Sample | None:
+        rows = self._rows(
+            f"SELECT {_SAMPLE_COLUMNS} FROM samples WHERE signature_id ="  # noqa: S608
+            " (SELECT id FROM signatures WHERE family=? AND model=? AND version=? AND digest=?)",
+            *key.owner,
+            key.digest,
+        )
+        return _sample(rows[0]) if rows else None
+
+    def held_out_index(self) -> list[StoredHeldOut]:
+        rows = self._rows(
+            "SELECT s.family, s.model, s.version, s.digest, h.id, h.draw, h.for_signature, h.size, h.captured_at"
+            " FROM held_out h JOIN signatures s ON s.id = h.signature_id"
+        )
+        return [
+            StoredHeldOut(RecordKey(ModelVersion(*row[:3]), row[3]), row[4], row[5], bool(row[6]), row[7], row[8])
+            for row in rows
+        ]
+
+    def held_out(self, model: str | None = None) -> Iterator[tuple[RecordKey, HeldOut]]:
+        rows = self._rows(
+            "SELECT s.family, s.model, s.version, s.digest, h.id FROM held_out h"
+            " JOIN signatures s ON s.id = h.signature_id WHERE ?1 IS NULL OR s.model = ?1"
+            " ORDER BY h.captured_at, h.id",
+            model,
+        )
+        for family, name, version, digest, held_id in rows:
+            found = self._rows(
+                f"SELECT {_SAMPLE_COLUMNS}, draw, for_signature FROM held_out WHERE id=?",  # noqa: S608
+                held_id,
+            )
+            # A running sidecar may have released it since.
+            for row in found:
+                held = HeldOut(held_id, _sample(row[:-2]), row[-2], bool(row[-1]))
+                yield RecordKey(ModelVersion(family, name, version), digest), held
+
+    def refusals(self) -> list[tuple[str, str, str, str, int]]:
+        return self._rows("SELECT family, model, outcome, reason, count FROM refusals ORDER BY count DESC, reason")
+
+    def ignored(self) -> list[tuple[str, int]]:
+        return self._rows("SELECT what, count FROM ignored ORDER BY count DESC, what")
+
+    def counters(self) -> dict[str, int]:
+        total: Counter[str] = Counter()
+        for (text,) in self._rows("SELECT counters FROM runs"):
+            total.update(msgspec.json.decode(text, type=dict[str, int]))
+        return dict(total)
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def _prepare(path: Path, db: sqlite3.Connection) -> None:
+    """Create the tables, or bring an older file up to date."""
+    application = db.execute("PRAGMA application_id").fetchone()[0]
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if application == 0 and version == 0 and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
+        try:
+            db.executescript(
+                f"BEGIN IMMEDIATE; PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={SCHEMA_VERSION};"
+                f" {_SCHEMA} COMMIT;"
+            )
+        except sqlite3.OperationalError:
+            # Another process created it in the same moment: then it is there now.
+            db.rollback()
+            if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+                raise
+        return
+    if application != APPLICATION_ID:
+        raise StoreError(f"store {path}: a SQLite file, but no warmtap store; name another file")
+    if version > SCHEMA_VERSION:
+        raise StoreError(
+            f"store {path}: written by a newer warmtap (format {version}, this one reads up to {SCHEMA_VERSION});"
+            " upgrade warmtap or name another file"
+        )
+    for step in range(version, SCHEMA_VERSION):
+        db.executescript(f"BEGIN IMMEDIATE; {_MIGRATIONS[step]} PRAGMA user_version={step + 1}; COMMIT;")
+
+
+def _signature_id(db: sqlite3.Connection, key: RecordKey) -> int | None:
+    row = db.execute(
+        "SELECT id FROM signatures WHERE family=? AND model=? AND version=? AND digest=?", (*key.owner, key.digest)
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
+def _count(db: sqlite3.Connection, key: RecordKey, delta: SignatureDelta) -> int:
+    """Add what was seen of one signature; its row id."""
+    found = db.execute(
+        "SELECT id, shapes, senders FROM signatures WHERE family=? AND model=? AND version=? AND digest=?",
+        (*key.owner, key.digest),
+    ).fetchone()
+    if found is None:
+        row = db.execute(
+            "INSERT INTO signatures (family, model, version, digest, signature, proven, unproven, first_seen,"
+            " last_seen, hours, shapes, senders) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
+            (
+                *key.owner,
+                key.digest,
+                msgspec.json.encode(delta.signature).decode(),
+                delta.proven,
+                delta.unproven,
+                delta.first_seen,
+                delta.last_seen,
+                delta.hours,
+                _merged("{}", delta.shapes, MAX_SHAPES),
+                _merged("{}", delta.senders, MAX_SENDERS),
+            ),
+        ).lastrowid
+        assert row is not None
+        return row
+    row, shapes, senders = found
+    db.execute(
+        "UPDATE signatures SET proven=proven+?, unproven=unproven+?, hours=hours+?, last_seen=max(last_seen, ?),"
+        " shapes=?, senders=? WHERE id=?",
+        (
+            delta.proven,
+            delta.unproven,
+            delta.hours,
+            delta.last_seen,
+            _merged(shapes, delta.shapes, MAX_SHAPES),
+            _merged(senders, delta.senders, MAX_SENDERS),
+            row,
+        ),
+    )
+    return int(row)
+
+
+def _merged(text: str, more: Counter[str], most: int) -> str:
+    """Counts as JSON, at most ``most`` names and one for the rest: names that are there stay, new ones fill up."""
+    counts = msgspec.json.decode(text, type=dict[str, int])
+    for name, count in more.items():
+        where = name if name in counts or len(counts) < most else OTHER
+        counts[where] = counts.get(where, 0) + count
+    return msgspec.json.encode(counts).decode()
+
+
+def _sample_row(sample: Sample) -> tuple[Any, ...]:
+    return (
+        sample.size,
+        sample.shapes,
+        sample.outcome,
+        sample.captured_at,
+        sample.path,
+        msgspec.json.encode(sample.headers).decode(),
+        sample.wire_body,
+        sample.body,
+    )
+
+
+def _sample(row: tuple[Any, ...]) -> Sample:
+    _, shapes, outcome, captured_at, path, headers, wire_body, body = row
+    return Sample(
+        body, wire_body, msgspec.json.decode(headers, type=dict[str, str]), path, shapes, outcome, captured_at
+    )

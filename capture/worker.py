@@ -1,0 +1,208 @@
+"""The capture worker: a process that reads the tap and writes the store. The composition root of ``capture``.
+
+Started by the supervisor as ``python -m capture.worker --tap-fd N --counters-fd N --config-fd N``. It is never on the
+path: when it is killed, stopped or slow, the tap loses bytes and says so. The store is written by a thread of its own,
+so that a slow disk does not stop the reading; what the disk cannot take is counted as dropped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import queue
+import random
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import Final
+
+import msgspec
+
+from capture.admission import Admission
+from capture.config import WorkerConfig
+from capture.counters import Counters
+from capture.pipeline import Pipeline, drop_requests
+from capture.store.base import Batch, Store, StoreError, open_store
+from capture.tap import TapError, TapReader
+
+log = logging.getLogger("warmtap.worker")
+
+#: Seconds between looks at what has grown too old.
+EXPIRE_INTERVAL: Final = 300.0
+#: Payload bytes that may wait for a store that does not answer; above it they are dropped and counted.
+MAX_WAITING_BYTES: Final = 64 << 20
+#: Seconds between attempts to write, doubled up to the second number.
+RETRY_SECONDS: Final = (0.5, 30.0)
+#: Seconds that the last write may take when the sidecar stops.
+CLOSE_SECONDS: Final = 10.0
+
+
+class StoreWriter:
+    """Writes batches in a thread, one at a time, again and again until the store takes them."""
+
+    def __init__(self, store: Store, counters: Counters) -> None:
+        self._store = store
+        self._counters = counters
+        self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        #: Set while no batch is being written.
+        self.idle = threading.Event()
+        self.idle.set()
+        self._thread = threading.Thread(target=self._run, name="store", daemon=True)
+        self._thread.start()
+
+    def write(self, batch: Batch) -> None:
+        """Hand over a batch. Only while ``idle`` is set."""
+        self.idle.clear()
+        self._queue.put(batch)
+
+    def stop(self, seconds: float) -> bool:
+        """Write what was handed over, then end; False if that took longer than ``seconds``."""
+        self._queue.put(None)
+        self._thread.join(seconds / 2)
+        self._stopping.set()
+        self._thread.join(seconds / 2)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while (batch := self._queue.get()) is not None:
+            self._write(batch)
+            self.idle.set()
+        self._store.close()
+
+    def _write(self, batch: Batch) -> None:
+        wait, longest = RETRY_SECONDS
+        while True:
+            batch.counters = self._counters.snapshot()
+            try:
+                self._store.apply(batch)
+            except StoreError as error:
+                self._counters.add("store_failures")
+                log.warning("event=store_failed retry_seconds=%s error=%r", wait, str(error))
+                if self._stopping.wait(wait):
+                    self._counters.add("store_dropped", len(batch.samples) + len(batch.held_out))
+                    return
+                wait = min(2 * wait, longest)
+            else:
+                self._counters.add("store_writes")
+                return
+
+
+class Worker:
+    """Reads the tap until it ends."""
+
+    def __init__(self, config: WorkerConfig, tap_socket: socket.socket, counters: Counters, store: Store) -> None:
+        limits = config.limits
+        self._config = config
+        self._socket = tap_socket
+        self._counters = counters
+        self._reader = TapReader(tap_socket, counters.slots)
+        self._admission = Admission(
+            signatures_per_version=limits.signatures_per_version,
+            new_signatures_per_hour=limits.new_signatures_per_hour,
+            store_bytes=limits.store_bytes,
+            held_out_requests=limits.held_out_requests,
+            held_out_bytes=limits.held_out_bytes,
+            held_out_seconds=limits.held_out_seconds,
+            refresh_after=config.refresh_after,
+        )
+        self._admission.load(store.signatures(), store.held_out_index())
+        self._pipeline = Pipeline(
+            run=config.run,
+            name=f"{time.time_ns():x}-{os.getpid():x}",
+            listeners=config.listeners,
+            admission=self._admission,
+            request_bytes=limits.request_bytes,
+            open_bytes=limits.open_bytes,
+            count=counters.add,
+            draw=random.random,
+        )
+        self._writer = StoreWriter(store, counters)
+        self._flushed_at = 0.0
+        self._expired_at = time.monotonic()
+        self._dirty = False
+
+    def run(self) -> int:
+        """Until the relay closes the tap. The exit code: 0, or 1 when the tap could not be read."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        status = 0
+        log.info("event=worker_started store=%s flush_interval=%s", self._config.store, self._config.flush_interval)
+        self._flush()
+        while True:
+            waiting = self._dirty or not self._writer.idle.is_set()
+            if poll.poll(1000 * self._config.flush_interval if waiting else 10_000):
+                try:
+                    frames = self._reader.read()
+                except TapError as error:
+                    log.error("event=tap_unreadable error=%r", str(error))
+                    status = 1
+                    break
+                if frames is None:
+                    break
+                self._pipeline.feed(frames)
+                self._dirty = True
+            self._tick()
+        self._pipeline.close()
+        self._writer.idle.wait(CLOSE_SECONDS / 2)
+        if self._writer.idle.is_set():
+            self._flush()
+        if not self._writer.stop(CLOSE_SECONDS):
+            log.error("event=store_not_written store=%s", self._config.store)
+            status = 1
+        log.info("event=worker_stopped status=%d", status)
+        return status
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now - self._expired_at > EXPIRE_INTERVAL:
+            self._expired_at = now
+            self._expire(time.time())
+        due = now - self._flushed_at >= self._config.flush_interval
+        if (due or self._pipeline.urgent) and self._dirty:
+            if self._writer.idle.is_set():
+                self._flush()
+            elif self._pipeline.urgent and self._pipeline.batch.payload_bytes > MAX_WAITING_BYTES:
+                self._counters.add("store_dropped", drop_requests(self._pipeline.batch, self._admission))
+
+    def _flush(self) -> None:
+        self._flushed_at = time.monotonic()
+        self._dirty = False
+        self._writer.write(self._pipeline.take())
+
+    def _expire(self, now: float) -> None:
+        self._pipeline.release(self._admission.expire(now))
+        if self._config.retention:
+            self._pipeline.batch.forget_before = now - self._config.retention
+            self._admission.forget(now - self._config.retention)
+        self._dirty = True
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The process. Exit codes: 0 the tap ended, 1 the store or the tap is unusable."""
+    parser = argparse.ArgumentParser(prog="capture.worker", description=__doc__)
+    for name in ("tap", "counters", "config"):
+        parser.add_argument(f"--{name}-fd", type=int, required=True)
+    options = parser.parse_args(arguments)
+    with open(options.config_fd, "rb") as file:
+        config = msgspec.json.decode(file.read(), type=WorkerConfig)
+    logging.basicConfig(level=config.log_level.upper(), format="level=%(levelname)s logger=%(name)s %(message)s")
+    # The supervisor ends this process by closing the tap; Ctrl-C in a terminal reaches the whole group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    counters = Counters(options.counters_fd)
+    try:
+        store = open_store(config.store, create=True)
+        with socket.socket(fileno=options.tap_fd) as tap_socket:
+            tap_socket.setblocking(True)
+            return Worker(config, tap_socket, counters, store).run()
+    except StoreError as error:
+        log.error("event=store_unusable error=%r", str(error))
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
