@@ -193,8 +193,8 @@ class TapWriter:
         self._acknowledge()
         self._count_lost(list(self._ledger))
         # The worker is gone and may have died between two of its additions; by now all is either read or lost.
-        self._slots[_READ_CLIENT] = self._slots[_RELAYED_CLIENT] - self._slots[_LOST_CLIENT]
-        self._slots[_READ_SERVER] = self._slots[_RELAYED_SERVER] - self._slots[_LOST_SERVER]
+        self._slots[_READ_CLIENT] = max(0, self._slots[_RELAYED_CLIENT] - self._slots[_LOST_CLIENT])
+        self._slots[_READ_SERVER] = max(0, self._slots[_RELAYED_SERVER] - self._slots[_LOST_SERVER])
         self._drop()
 
     async def drain(self, seconds: float) -> None:
