@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Final
 
 from google.protobuf.message import DecodeError
 
+from capture.errors import UserError
 from capture.schema import messages
 from capture.schema.wire import FIXED32, FIXED64, LENGTH, MAX_VARINT_BYTES, VARINT, WireError, read_varint
 from capture.signature import SignatureDef
@@ -26,7 +27,7 @@ MAX_FIELD_BYTES: Final = 64 << 20
 _META_GRAPHS, _META_INFO, _SIGNATURE_DEF = 2, 1, 5
 
 
-class SavedModelError(ValueError):
+class SavedModelError(UserError):
     """The directory holds no SavedModel that can be read; the text names the file and the remedy."""
 
 

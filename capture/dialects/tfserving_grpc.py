@@ -1,7 +1,8 @@
 """TensorFlow Serving over gRPC: PredictionService/Predict.
 
 Messages: tensorflow_serving/apis/predict.proto. Which failures come before Session::Run: model_servers/server_core.cc
-(lookup of the servable), servables/tensorflow/predict_impl.cc and predict_util.cc (PreProcessPrediction). A status code
+(lookup of the servable), servables/tensorflow/predict_impl.cc, predict_util.cc (PreProcessPrediction) and TensorFlow's
+cc/saved_model/util.cc (GetInputValues). A status code
 alone does not tell: kernels return NOT_FOUND, INVALID_ARGUMENT and FAILED_PRECONDITION too, so a refusal is recognised
 by the server's own words; whatever is not recognised counts as unproven.
 """
@@ -38,7 +39,8 @@ _REFUSALS: Final = (
     (_INVALID_ARGUMENT, "Unrecognized servable version label", "unknown version label"),
     (_INVALID_ARGUMENT, "Missing ModelSpec", "no model_spec"),
     (_INVALID_ARGUMENT, "input size does not match signature", "inputs do not match the signature"),
-    (_INVALID_ARGUMENT, "input tensor alias not found in signature", "inputs do not match the signature"),
+    (_INVALID_ARGUMENT, "Inputs contains invalid name", "inputs do not match the signature"),
+    (_INVALID_ARGUMENT, "Signature input alias: ", "inputs do not match the signature"),
     (_INVALID_ARGUMENT, "tensor parsing error", "malformed tensor"),
     (_INVALID_ARGUMENT, "output tensor alias not found in signature", "unknown output"),
     (_INVALID_ARGUMENT, "duplicate output tensor alias", "output asked for twice"),

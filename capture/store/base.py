@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from capture.errors import UserError
 from capture.signature import WireSignature
 
 #: Distinct input shapes and senders kept per signature; the rest is counted as "other".
@@ -23,7 +24,7 @@ OTHER = "(other)"
 UNKNOWN_VERSION = "unknown"
 
 
-class StoreError(Exception):
+class StoreError(UserError):
     """The store cannot be opened, read or written; the text names it and the remedy."""
 
 

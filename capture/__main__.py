@@ -1,0 +1,76 @@
+"""The command ``capture``: one table, command name -> function, loaded only when it is called."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Final, NamedTuple
+
+import typer
+
+from capture.errors import UserError
+
+
+class Command(NamedTuple):
+    """A row of the table: ``module:function`` and the line that ``capture --help`` shows."""
+
+    target: str
+    help: str
+
+
+COMMANDS: Final = {
+    "proxy": Command("proxy.command:proxy", "Run the sidecar: relay traffic and capture its signatures."),
+    "ls": Command("capture.commands.ls:ls", "List what was captured, most used first."),
+    "show": Command("capture.commands.show:show", "Show one signature: who sends it, how it differs, what it fits."),
+    "export": Command("capture.commands.export:export", "Write warm-up files from what was captured."),
+    "verify": Command("replay.commands.verify:verify", "Prove on real TensorFlow that a warm-up file helps."),
+    "refresh": Command("replay.commands.refresh:refresh", "Write the warm-up file of each new model version, once."),
+    "host": Command("replay.commands.host:host", "Serve a SavedModel locally by the servers' own rules."),
+}
+
+
+def application(chosen: str | None) -> typer.Typer:
+    """The command line with ``chosen`` loaded; the others are there by name and help line only."""
+    app = typer.Typer(
+        name="capture",
+        help="warmtap: learn the signatures of production traffic, write warm-up files, prove them.",
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+
+    @app.callback()
+    def group() -> None:
+        """warmtap: learn the signatures of production traffic, write warm-up files, prove them."""
+
+    for name, command in COMMANDS.items():
+        if name == chosen:
+            module, function = command.target.split(":")
+            app.command(name, help=command.help)(getattr(import_module(module), function))
+        else:
+            app.command(name, help=command.help)(_not_loaded)
+    return app
+
+
+def _not_loaded() -> None:
+    raise AssertionError("only the chosen command is ever run")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. Exit codes: 0 done, 1 a UserError (one line on stderr), 2 wrong usage; verify has its own."""
+    words = sys.argv[1:] if arguments is None else arguments
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    try:
+        application(chosen)(words, prog_name="capture")
+    except UserError as error:
+        print(f"capture: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:
+        # The reader of our output went away (`capture ls | head`): nothing to say, and nobody to say it to.
+        sys.stderr.close()
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""``capture export``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from functools import partial
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from capture.commands.options import DEFAULT_STORE, SavedModelOption, StoreOption
+from capture.commands.tables import print_table, printable
+from capture.errors import UserError
+from capture.export.base import ExportError, Format, OutFile, Record, Selection
+from capture.export.files import write_atomically
+from capture.export.manifest import MANIFEST_NAME, MANIFEST_SUFFIX, covered_calls, manifest
+from capture.export.select import select
+from capture.export.table import FORMATS
+from capture.savedmodel import read_saved_model
+from capture.store.base import Sample, Store, open_store
+
+
+def export(
+    form: Annotated[str, typer.Option("--format", help=f"One of: {', '.join(FORMATS)}.", metavar="FORMAT")],
+    model: Annotated[str, typer.Option("--model", help="The model (EAS: the service).")],
+    out: Annotated[Path, typer.Option("--out", help="The file to write; for eas-bin a directory.", metavar="PATH")],
+    store: StoreOption = DEFAULT_STORE,
+    model_version: Annotated[
+        str | None, typer.Option("--model-version", help="Only what this version served; default: all versions.")
+    ] = None,
+    saved_model: SavedModelOption = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Keep only the most used N; what is cut is in the manifest.")
+    ] = None,
+) -> None:
+    """Write warm-up files from what was captured, most used first, with a manifest beside them.
+
+    Without --saved-model every proven signature is written; with it, those that this version takes, one for each
+    executor key. Nothing is written when anything is wrong.
+    """
+    if form not in FORMATS:
+        raise UserError(f"--format {form}: no such format; one of: {', '.join(FORMATS)}")
+    source = open_store(store)
+    try:
+        run(source, FORMATS[form], model=model, version=model_version, saved_model=saved_model, limit=limit, out=out)
+    finally:
+        source.close()
+
+
+def run(
+    source: Store,
+    form: Format,
+    *,
+    model: str,
+    version: str | None,
+    saved_model: Path | None,
+    limit: int | None,
+    out: Path,
+) -> None:
+    """Choose, write, read back. Raises UserError."""
+    rows = source.signatures(model)
+    selection = select(
+        rows,
+        family=form.family,
+        version=version,
+        only_version=version is not None,
+        defs=None if saved_model is None else read_saved_model(saved_model).signatures,
+        limit=limit,
+    )
+    if not selection.records:
+        raise ExportError(_nothing(source, form, model, version, selection))
+    if form.max_records is not None and len(selection.records) > form.max_records:
+        raise ExportError(
+            f"{len(selection.records)} signatures, and {form.name} holds at most {form.max_records}: one more fails the"
+            f" load of the model; say --limit {form.max_records} to keep the most used"
+            + ("" if saved_model else ", or --saved-model DIR to merge those that share an executor")
+        )
+    records = read_samples(source, selection)
+    files = form.write(records)
+    described = manifest(
+        warmtap=installed_version("warmtap"),
+        created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        form=form,
+        model=model,
+        version=version,
+        fitted=saved_model is not None,
+        selection=selection,
+        files=files if form.directory else [OutFile(out.name, files[0].data)],
+        calls=covered_calls(selection, rows, form.family),
+        counters=source.counters(),
+        proof={"level": "none"},
+    )
+    try:
+        where = _write_directory(form, out, files, records, described) if form.directory else None
+        if where is None:
+            where = _write_file(form, out, files[0], records, described)
+    except OSError as error:
+        raise ExportError(f"{error.filename or out}: {error.strerror}; nothing was replaced") from None
+    _report(selection, out, where)
+
+
+def read_samples(source: Store, selection: Selection) -> list[tuple[Record, Sample]]:
+    """The chosen records with their requests. A sample that went since the listing is moved to what is left out."""
+    found = []
+    for record in list(selection.records):
+        sample = source.sample(record.key)
+        if sample is None:
+            raise ExportError(f"{record.key.digest}: its request was evicted just now; run the export again")
+        found.append((record, sample))
+    return found
+
+
+def _nothing(source: Store, form: Format, model: str, version: str | None, selection: Selection) -> str:
+    known = sorted({row.key.owner.model for row in source.signatures() if row.key.owner.family == form.family})
+    where = f"model {model}" + (f" version {version}" if version else "")
+    if selection.left_out:
+        first = selection.left_out[0]
+        return (
+            f"nothing to export for {where}: {len(selection.left_out)} signatures left out; the first: {first.reason}"
+        )
+    if known:
+        return f"nothing captured for {where}; {form.name} could be written for: {', '.join(known)}"
+    return f"nothing captured that {form.name} could hold; `capture ls` and `capture ls --refused` say what was seen"
+
+
+def _write_file(form: Format, out: Path, file: OutFile, records: list[tuple[Record, Sample]], described: bytes) -> Path:
+    if out.is_dir():
+        raise ExportError(f"{out}: is a directory; --format {form.name} writes one file, name it")
+    write_atomically(out, file.data, check=lambda data: form.check([OutFile("", data)], records))
+    beside = out.with_name(out.name + MANIFEST_SUFFIX)
+    write_atomically(beside, described, check=_same(described))
+    return beside
+
+
+def _write_directory(
+    form: Format, out: Path, files: list[OutFile], records: list[tuple[Record, Sample]], described: bytes
+) -> Path:
+    if out.exists() and not out.is_dir():
+        raise ExportError(f"{out}: is a file; --format {form.name} writes a directory, name one")
+    out.mkdir(mode=0o700, exist_ok=True)
+    beside = out / MANIFEST_NAME
+    before = _listed(beside)
+    for place, file in enumerate(files):
+        check = partial(_check_one, form, file.name, records[place])
+        write_atomically(out / file.name, file.data, check=check)
+    write_atomically(beside, described, check=_same(described))
+    # What an earlier export left here is not part of this one.
+    for name in before - {file.name for file in files}:
+        (out / name).unlink(missing_ok=True)
+    return beside
+
+
+def _check_one(form: Format, name: str, record: tuple[Record, Sample], data: bytes) -> None:
+    form.check([OutFile(name, data)], [record])
+
+
+def _same(described: bytes) -> partial[None]:
+    return partial(_compare, described)
+
+
+def _compare(described: bytes, data: bytes) -> None:
+    if data != described:
+        raise ExportError("the manifest does not read back as written")
+
+
+def _listed(path: Path) -> set[str]:
+    """File names in the manifest of an earlier export, plain names only."""
+    try:
+        value = msgspec.json.decode(path.read_bytes())
+        names = {file["name"] for file in value["files"]}
+    except FileNotFoundError:
+        return set()
+    except (msgspec.MsgspecError, KeyError, TypeError):
+        raise ExportError(f"{path}: not a manifest of warmtap; choose another directory or remove it") from None
+    return {name for name in names if isinstance(name, str) and Path(name).name == name}
+
+
+def _report(selection: Selection, out: Path, beside: Path) -> None:
+    print_table(
+        ("SIGNATURE", "HITS", "LINE"),
+        ((record.key.digest[:15], str(record.hits), printable(str(record.signature))) for record in selection.records),
+        right=frozenset({"HITS"}),
+    )
+    print(f"{len(selection.records)} records in {out}; manifest {beside}", file=sys.stderr)
+    for one in selection.left_out:
+        print(f"left out {one.key.digest[:15]} ({one.hits} hits): {one.reason}", file=sys.stderr)

@@ -1,0 +1,111 @@
+"""``capture ls``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Annotated
+
+import msgspec
+import typer
+
+from capture.commands.options import DEFAULT_STORE, ModelOption, StoreOption
+from capture.commands.tables import ago, print_table, printable
+from capture.export.manifest import losses
+from capture.store.base import Store, open_store
+
+#: Digits of a digest that a list shows; `capture show` takes any unique beginning.
+SHORT = 15
+
+
+def ls(
+    store: StoreOption = DEFAULT_STORE,
+    model: ModelOption = None,
+    refused: Annotated[
+        bool, typer.Option("--refused", help="What was not captured instead: refusals and requests that are no calls.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """List what was captured, most used first."""
+    source = open_store(store)
+    try:
+        if refused:
+            _refused(source, as_json)
+        else:
+            _signatures(source, model, as_json)
+    finally:
+        source.close()
+
+
+def _signatures(source: Store, model: str | None, as_json: bool) -> None:
+    rows = source.signatures(model)
+    if as_json:
+        listed = [
+            {
+                "signature": row.key.digest,
+                "family": row.key.owner.family,
+                "model": row.key.owner.model,
+                "version": row.key.owner.version,
+                "hits": row.hits,
+                "proven": row.proven,
+                "unproven": row.unproven,
+                "first_seen": row.first_seen,
+                "last_seen": row.last_seen,
+                "sample": None if row.sample_at is None else row.sample_outcome,
+                "line": str(row.signature),
+            }
+            for row in rows
+        ]
+        document = {"signatures": listed, "counters": source.counters()}
+        print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+        return
+    now = time.time()
+    print_table(
+        ("SIGNATURE", "MODEL", "HITS", "SAMPLE", "SEEN", "LINE"),
+        (
+            (
+                row.key.digest[:SHORT],
+                printable(str(row.key.owner)),
+                str(row.hits),
+                _sample(row.evicted, row.sample_outcome),
+                f"{ago(now - row.last_seen)} ago",
+                printable(str(row.signature)),
+            )
+            for row in rows
+        ),
+        right=frozenset({"HITS"}),
+    )
+    _summary(source, len(rows))
+
+
+def _sample(evicted: bool, outcome: str) -> str:
+    return "evicted" if evicted else outcome or "none"
+
+
+def _summary(source: Store, count: int) -> None:
+    counters = source.counters()
+    missed = {name: value for name, value in losses(counters).items() if value}
+    print(
+        f"{count} signatures; {counters.get('requests_observed', 0)} requests observed,"
+        f" {counters.get('requests_refused', 0)} refused, {counters.get('requests_ignored', 0)} no model calls"
+        " (capture ls --refused)",
+        file=sys.stderr,
+    )
+    if missed:
+        print(f"not seen: {', '.join(f'{name} {value}' for name, value in missed.items())}", file=sys.stderr)
+
+
+def _refused(source: Store, as_json: bool) -> None:
+    refusals, ignored = source.refusals(), source.ignored()
+    if as_json:
+        document = {
+            "refusals": [
+                dict(zip(("family", "model", "outcome", "reason", "count"), row, strict=True)) for row in refusals
+            ],
+            "ignored": [{"what": what, "count": count} for what, count in ignored],
+        }
+        print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+        return
+    rows = [(str(count), outcome, printable(model), reason) for _, model, outcome, reason, count in refusals]
+    rows += [(str(count), "no call", "", printable(what)) for what, count in ignored]
+    print_table(("COUNT", "OUTCOME", "MODEL", "WHAT"), rows, right=frozenset({"COUNT"}))

@@ -1,0 +1,17 @@
+"""Options that several commands share, so that each is said once and means the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEFAULT_STORE = "warmtap.sqlite"
+
+StoreOption = Annotated[str, typer.Option("--store", help="The store: a path.", metavar="PATH")]
+ModelOption = Annotated[str | None, typer.Option("--model", help="Only this model (EAS: the service).")]
+SavedModelOption = Annotated[
+    Path | None,
+    typer.Option("--saved-model", help="Version directory with saved_model.pb, to fit signatures to.", metavar="DIR"),
+]

@@ -1,0 +1,76 @@
+"""``capture show SIGNATURE``."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from capture.commands.options import DEFAULT_STORE, ModelOption, SavedModelOption, StoreOption
+from capture.commands.tables import ago, printable
+from capture.errors import UserError
+from capture.savedmodel import read_saved_model
+from capture.signature import DIGEST_VERSION, Misfit, executor_key, nearest
+from capture.store.base import StoredSignature, open_store
+
+
+def show(
+    signature: Annotated[str, typer.Argument(help="A signature's digest, or any unique beginning of it.")],
+    store: StoreOption = DEFAULT_STORE,
+    model: ModelOption = None,
+    saved_model: SavedModelOption = None,
+) -> None:
+    """Show one signature: who sends it, how it differs from its nearest neighbour, what it fits."""
+    source = open_store(store)
+    try:
+        rows = source.signatures(model)
+    finally:
+        source.close()
+    found = _find(rows, signature)
+    first = found[0]
+    others = {row.signature for row in rows if row.key.owner[:2] == first.key.owner[:2]} - {first.signature}
+    print(printable(str(first.signature)))
+    print(f"  digest     {first.key.digest}")
+    neighbour = nearest(first.signature, others)
+    if neighbour is not None:
+        other, differences = neighbour
+        print(f"  nearest    {other.digest[:15]}: {printable('; '.join(differences))}")
+    if saved_model is not None:
+        try:
+            key = executor_key(first.signature, read_saved_model(saved_model).signatures)
+            print(f"  executor   {printable(str(key))}")
+        except Misfit as misfit:
+            print(f"  executor   does not fit {saved_model}: {printable(str(misfit))}")
+    now = time.time()
+    for row in found:
+        _version(row, now)
+
+
+def _find(rows: list[StoredSignature], wanted: str) -> list[StoredSignature]:
+    """All versions' rows of the one signature that begins with ``wanted``."""
+    digests = {row.key.digest for row in rows}
+    names = {name for name in digests if name.startswith((wanted, f"{DIGEST_VERSION}-{wanted}"))}
+    if not names:
+        raise UserError(f"no signature begins with {wanted!r}; `capture ls` lists them")
+    if len(names) > 1:
+        raise UserError(
+            f"{len(names)} signatures begin with {wanted!r}: {', '.join(sorted(names)[:4])}; give more of it"
+        )
+    return [row for row in rows if row.key.digest in names]
+
+
+def _version(row: StoredSignature, now: float) -> None:
+    print(f"  version    {printable(str(row.key.owner))} ({row.key.owner.family})")
+    print(f"    hits     {row.hits} ({row.proven} proven, {row.unproven} unproven) in {row.hours} hours with traffic")
+    print(f"    seen     first {ago(now - row.first_seen)} ago, last {ago(now - row.last_seen)} ago")
+    if row.evicted:
+        print("    sample   evicted: the store was full of signatures that are used more")
+    elif row.sample_at is None:
+        print("    sample   none")
+    else:
+        print(f"    sample   {row.sample_size} bytes, {row.sample_outcome}, {ago(now - row.sample_at)} old")
+        print(f"             {printable(row.sample_shapes)}")
+    for title, counts in (("shapes", row.shapes), ("senders", row.senders)):
+        for name, count in sorted(counts.items(), key=lambda item: -item[1]):
+            print(f"    {title:8} {count:>8}  {printable(name)}")

@@ -1,0 +1,75 @@
+"""Words that every export format shares, and the errors that users see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from capture.errors import UserError
+from capture.signature import ExecutorKey, WireSignature
+from capture.store.base import RecordKey, Sample
+
+
+class ExportError(UserError):
+    """Nothing was written; the text names the place and the remedy."""
+
+
+@dataclass(slots=True)
+class Record:
+    """One sample that goes into a file. ``hits`` counts its wire signature over all versions; ``covers`` names other
+    wire signatures that share its executor key."""
+
+    key: RecordKey
+    signature: WireSignature
+    hits: int
+    outcome: str
+    shapes: str
+    executor_key: ExecutorKey | None = None
+    covers: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class LeftOut:
+    """A signature that is not in the file, and why."""
+
+    key: RecordKey
+    signature: WireSignature
+    hits: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Selection:
+    """What goes into a file, most used first, and what does not."""
+
+    records: list[Record]
+    left_out: list[LeftOut]
+
+
+@dataclass(slots=True)
+class OutFile:
+    """One file of an export: its name (relative to PATH when the format writes a directory, else empty) and bytes."""
+
+    name: str
+    data: bytes
+
+
+class Format(Protocol):
+    """An export format. Formats are pure: they turn records into bytes and check bytes."""
+
+    #: As in ``--format``.
+    name: str
+    #: The server family whose records it takes.
+    family: str
+    #: True when PATH is a directory of files.
+    directory: bool
+    #: Records that one file may hold; None for no bound.
+    max_records: int | None
+    #: A sentence for the manifest about how the server uses these files; may be empty.
+    note: str
+
+    def write(self, records: list[tuple[Record, Sample]]) -> list[OutFile]:
+        """The files. Raises ExportError, naming the signature, for a record that this format cannot hold."""
+
+    def check(self, files: list[OutFile], records: list[tuple[Record, Sample]]) -> None:
+        """Read the files back (from the disk's bytes) and compare. Raises ExportError."""
