@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import crc32c
 from google.protobuf.message import DecodeError
 
-from replay import tf_protos
+from replay import tf_protos, warmup_examples
 from replay.executor import api
 from replay.predict import RequestError
 from replay.servable import Servable
@@ -114,4 +114,10 @@ def _predict(servable: Servable, request: Any) -> None:
     servable.predict(request, live=False)
 
 
-_RUNNERS: dict[str, Callable[[Servable, Any], None]] = {"predict_log": _predict}
+#: Log types that the server runs (servables/tensorflow/saved_model_warmup.cc); all others fail the load.
+_RUNNERS: dict[str, Callable[[Servable, Any], None]] = {
+    "predict_log": _predict,
+    "classify_log": warmup_examples.classify,
+    "regress_log": warmup_examples.regress,
+    "multi_inference_log": warmup_examples.multi_inference,
+}

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
+import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
@@ -23,6 +26,9 @@ from replay.executor.api import (
     one_line,
     parse_signature,
 )
+
+#: An informational line of absl's log, or its complaint that nobody has set it up.
+_GREETING = re.compile(rb"I\d{4} \d\d:|WARNING: All log messages before absl::InitializeLog")
 
 
 class _Given(ctypes.Structure):
@@ -60,14 +66,38 @@ def _array(values: Sequence[bytes]) -> ctypes.Array[_Given]:
     return (_Given * len(values))(*[_given(value) for value in values])
 
 
+@contextmanager
+def _without_greetings() -> Iterator[None]:
+    """Keeps the lines that TensorFlow's static initialisers write to stderr off it; whatever else was written there
+    meanwhile follows afterwards. With TF_CPP_MIN_LOG_LEVEL=0 nothing is held back."""
+    if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0":
+        yield
+        return
+    sys.stderr.flush()
+    held = os.memfd_create("stderr", os.MFD_CLOEXEC)
+    stderr = os.dup(2)
+    os.dup2(held, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        size = os.fstat(held).st_size
+        rest = [line for line in os.pread(held, size, 0).splitlines(True) if not _GREETING.match(line)]
+        if rest:
+            os.write(2, b"".join(rest))
+        os.close(held)
+        os.close(stderr)
+
+
 class _Shim:
     """The loaded library with its prototypes. ``CDLL`` releases the interpreter lock during every call."""
 
     def __init__(self, path: Path) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         try:
-            # Global, so that libraries of custom ops loaded later find TensorFlow's symbols.
-            self.library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+            with _without_greetings():
+                # Global, so that libraries of custom ops loaded later find TensorFlow's symbols.
+                self.library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
         except OSError as error:
             raise ExecutorError(f"{path} does not load: {one_line(str(error))}") from None
         reply, given = ctypes.POINTER(_Reply), ctypes.POINTER(_Given)
