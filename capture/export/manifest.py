@@ -109,3 +109,16 @@ def manifest(
         ],
     }
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+
+
+def with_proof(described: bytes, file: bytes, proof: Mapping[str, Any]) -> bytes | None:
+    """The manifest with another ``proof``; None if it is no manifest, or not of a file with these bytes."""
+    try:
+        value = msgspec.json.decode(described)
+        hashes = {entry["sha256"] for entry in value["files"]}
+    except (msgspec.MsgspecError, KeyError, TypeError):
+        return None
+    if hashlib.sha256(file).hexdigest() not in hashes:
+        return None
+    value["proof"] = dict(proof)
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"

@@ -1,0 +1,99 @@
+"""Running stored requests on a SavedModel, as the server that they were sent to would."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from google.protobuf.message import DecodeError
+
+from capture.signature import SignatureDef
+from replay import host_eas, host_warmup, tf_protos
+from replay.executor.api import CODE_NAMES, Executor
+from replay.predict import RequestError
+from replay.servable import Servable
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """One request that was run. ``builds`` are the graphs that were built meanwhile, None where they cannot be counted;
+    ``seconds`` is the wall time of the whole call."""
+
+    ok: bool
+    message: str
+    seconds: float
+    builds: int | None
+
+
+class Caller(Protocol):
+    """One server family's way from a request body to Session::Run."""
+
+    def call(self, body: bytes) -> str:
+        """Run one request; "" on success, otherwise the server's error on one line."""
+
+    def warm_up(self, path: Path, count: int) -> None:
+        """Apply a warm-up file as the server does on start. Raises host_warmup.WarmupError."""
+
+
+class TFServingCaller:
+    """PredictRequest bodies."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._servable = Servable("", 0, executor)
+        self._request = tf_protos.load("tensorflow_serving.apis.predict_pb2").PredictRequest
+
+    def call(self, body: bytes) -> str:
+        try:
+            self._servable.predict(self._request.FromString(body), live=False)
+        except DecodeError:
+            return "INVALID_ARGUMENT: not a PredictRequest"
+        except RequestError as error:
+            return f"{CODE_NAMES[error.code]}: {error.message}"
+        return ""
+
+    def warm_up(self, path: Path, count: int) -> None:
+        host_warmup.warm_up_file(self._servable, path, count)
+
+
+class EasCaller:
+    """EAS TensorFlow PredictRequest bodies."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._service = host_eas.EasService(Servable("", 0, executor))
+
+    def call(self, body: bytes) -> str:
+        status, answer = self._service.answer(body)
+        return "" if status == 200 else answer.decode("utf-8", "replace").splitlines()[0]
+
+    def warm_up(self, path: Path, count: int) -> None:
+        host_eas.warm_up(self._service, path, count)
+
+
+#: Server family -> its caller.
+CALLERS: Mapping[str, type[TFServingCaller] | type[EasCaller]] = {"tfserving": TFServingCaller, "eas": EasCaller}
+
+
+def run_counted(executor: Executor, caller: Caller, body: bytes) -> Ran:
+    """Run one request alone and count what it built."""
+    before = executor.builds()
+    start = time.perf_counter()
+    message = caller.call(body)
+    seconds = time.perf_counter() - start
+    after = executor.builds()
+    return Ran(not message, message, seconds, None if before is None or after is None else after - before)
+
+
+def signature_defs(executor: Executor) -> dict[str, SignatureDef]:
+    """The loaded model's signatures as executor keys are made from."""
+    return {
+        key: SignatureDef(
+            inputs={alias: info.name for alias, info in signature.inputs.items()},
+            outputs={alias: info.name for alias, info in signature.outputs.items()},
+            method_name=signature.method_name,
+            defaults=frozenset(signature.defaults),
+        )
+        for key, signature in executor.signature_defs.items()
+    }

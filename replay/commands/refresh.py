@@ -1,0 +1,46 @@
+"""``capture refresh``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from capture.commands.options import DEFAULT_STORE, StoreOption
+from capture.commands.tables import printable
+from capture.store.base import open_store
+from replay.refresh import refresh as run_refresh
+
+
+def refresh(
+    saved_model_base: Annotated[
+        Path,
+        typer.Option("--saved-model-base", help="The directory that holds the version directories.", metavar="DIR"),
+    ],
+    store: StoreOption = DEFAULT_STORE,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The model's name in the traffic; default: DIR's name.")
+    ] = None,
+) -> None:
+    """Write the warm-up file of each new model version, once.
+
+    A version is new while it has no warm-up file. Its file is the union of what was captured on all versions, as far as
+    it fits; every record is run on that version first, and what fails is left out with its error. Exit code 1 if a
+    version failed.
+    """
+    source = open_store(store)
+    try:
+        done, passed = run_refresh(source, saved_model_base, model or saved_model_base.resolve().name)
+    finally:
+        source.close()
+    for line in passed:
+        print(line)
+    for one in done:
+        print(f"version {one.version}: {'FAILED: ' if one.failed else ''}{printable(one.text)}")
+        for left in one.left_out:
+            print(f"  left out {left.key.digest[:15]} ({left.hits} hits): {printable(left.reason)}")
+    if not done:
+        print("nothing to do: no new version")
+    if any(one.failed for one in done):
+        raise typer.Exit(1)

@@ -1,0 +1,142 @@
+"""Running every record on the target version before it is published, each able to crash only a child process.
+
+One bad record stops a model from loading, and a kernel that fails a CHECK ends the process it runs in. So requests go
+to a child, one at a time; when the child dies, the request it had is to blame and a new child goes on with the next.
+
+The child is ``python -m replay.trial DIR FAMILY``: on its standard input a length (u32, big endian) and the body for
+each request, on its standard output one line of JSON for each, after a first line with the executor's level.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+import msgspec
+
+from capture.errors import UserError
+
+#: Children that may die before the model itself is blamed.
+MAX_CRASHES: Final = 20
+
+
+class TrialError(UserError):
+    """The target version cannot be run at all."""
+
+
+class Ready(msgspec.Struct):
+    """The child's first line. ``error`` is set where the model does not load."""
+
+    level: str = ""
+    tensorflow: str = ""
+    error: str = ""
+
+
+class Tried(msgspec.Struct):
+    """One request that was run: ``error`` is empty on success, ``seconds`` its first call's wall time, ``builds`` None
+    where they cannot be counted."""
+
+    error: str
+    seconds: float = 0.0
+    builds: int | None = None
+
+
+@dataclass(slots=True)
+class Trial:
+    """What came of all requests, place by place."""
+
+    level: str
+    tensorflow: str
+    results: list[Tried]
+
+
+def run_trial(saved_model: Path, family: str, bodies: Sequence[bytes]) -> Trial:
+    """Run each body once on the model. Raises TrialError if the model cannot be loaded, or keeps crashing."""
+    results: list[Tried] = []
+    ready = Ready()
+    crashes = 0
+    while len(results) < len(bodies) or not ready.level:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "replay.trial", os.fspath(saved_model), family],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        with child:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            ready = _ready(child.stdout, saved_model)
+            for body in bodies[len(results) :]:
+                tried = _try(child.stdin, child.stdout, body)
+                if tried is None:
+                    break
+                results.append(tried)
+            else:
+                child.stdin.close()
+                continue
+            child.kill()
+        crashes += 1
+        if crashes > MAX_CRASHES:
+            raise TrialError(f"{saved_model}: TensorFlow crashed on {crashes} records; nothing was published")
+        results.append(Tried(f"TensorFlow crashed on it (exit {child.returncode})"))
+    return Trial(ready.level, ready.tensorflow, results)
+
+
+def _ready(stdout: IO[bytes], saved_model: Path) -> Ready:
+    line = stdout.readline()
+    if not line:
+        raise TrialError(f"{saved_model}: TensorFlow crashed while loading it")
+    ready = msgspec.json.decode(line, type=Ready)
+    if ready.error:
+        raise TrialError(ready.error)
+    return ready
+
+
+def _try(stdin: IO[bytes], stdout: IO[bytes], body: bytes) -> Tried | None:
+    """One request; None when the child died of it."""
+    try:
+        stdin.write(len(body).to_bytes(4, "big"))
+        stdin.write(body)
+        stdin.flush()
+    except BrokenPipeError:
+        return None
+    line = stdout.readline()
+    return msgspec.json.decode(line, type=Tried) if line.endswith(b"\n") else None
+
+
+def child(saved_model: Path, family: str, stdin: IO[bytes], out: IO[bytes]) -> None:
+    """The child's work, until its input ends."""
+    from replay.calls import CALLERS, run_counted
+    from replay.executor.api import ExecutorError
+    from replay.executor.session import open_executor
+
+    def say(message: Any) -> None:
+        out.write(msgspec.json.encode(message) + b"\n")
+        out.flush()
+
+    try:
+        executor = open_executor(saved_model)
+    except ExecutorError as error:
+        say(Ready(error=str(error)))
+        return
+    caller = CALLERS[family](executor)
+    say(Ready(executor.level, executor.tensorflow_version))
+    while len(size := stdin.read(4)) == 4:
+        ran = run_counted(executor, caller, stdin.read(int.from_bytes(size, "big")))
+        say(Tried(ran.message, ran.seconds, ran.builds))
+    executor.close()
+
+
+def _main() -> None:
+    # TensorFlow writes to standard output as it likes: the protocol gets a descriptor of its own.
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    child(Path(sys.argv[1]), sys.argv[2], sys.stdin.buffer, out)
+
+
+if __name__ == "__main__":
+    _main()
