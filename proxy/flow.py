@@ -1,0 +1,324 @@
+"""One client connection and its upstream: two protocols that copy.
+
+    client ──▶ ClientSide ──write──▶ upstream transport ──▶ server
+    client ◀── client transport ◀──write── ServerSide ◀── server
+
+Per chunk: a write to the other side and an append to the tap, nothing else. How a flow ends::
+
+    EOF on both sides               close both once all is sent                          finished
+    an error on one side            deliver what it had sent, then reset the other       client_reset, server_reset, ...
+    a deadline, the limit, a stop   reset both                                           the reason's own name
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from capture.counters import FLOW_END_REASONS, SLOT
+from capture.tap_writer import TapFlow, TapWriter
+from proxy.sides import ClientSide, ServerSide, Side, Transport
+from proxy.upstream import Upstream
+
+#: Seconds between two looks at whether a peer that is about to be reset has acknowledged everything. There is no event
+#: for it; the case is rare (a server that fails in mid-exchange).
+_FLUSH_POLL_FIRST: Final = 0.001
+_FLUSH_POLL_LAST: Final = 0.1
+_OPENED: Final = SLOT["flows_opened"]
+_CLOSED: Final = {reason: SLOT[f"flows_closed_{reason}"] for reason in FLOW_END_REASONS}
+
+
+class Deadlines(NamedTuple):
+    """Seconds; 0 is never. Each ends in a reset of both sides."""
+
+    #: From accept until an upstream address has accepted.
+    connect: float = 5.0
+    #: From the client's first byte until the server's; noticed after once to twice the time. A cold graph build may
+    #: take minutes, so it is off unless asked for.
+    first_byte: float = 0.0
+    #: One side has ended and nothing has moved for this long.
+    half_closed: float = 600.0
+    #: Both sides have ended and what is unsent does not get less.
+    closing: float = 30.0
+
+
+class KeepAlive(NamedTuple):
+    """How a peer that vanished is found. Seconds; 0 leaves the kernel's own."""
+
+    #: Quiet time before the first probe, and between probes; five unanswered probes end the connection.
+    idle: int = 60
+    interval: int = 15
+    #: TCP_USER_TIMEOUT: sent data unacknowledged, or the peer's window closed, for this long.
+    user_timeout: float = 120.0
+
+    def apply(self, sock: socket.socket) -> None:
+        """Set the options. Accepted sockets inherit them from their listener, at no cost per connection."""
+        if sock.family == socket.AF_UNIX:
+            return
+        # asyncio sets it only where the socket names its protocol, which one from bind() does not.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if self.idle:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, self.idle)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, self.interval)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5)
+        if self.user_timeout:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self.user_timeout * 1000))
+
+
+class Shared(NamedTuple):
+    """What all flows of a relay have in common."""
+
+    loop: asyncio.AbstractEventLoop
+    tap: TapWriter
+    slots: memoryview
+    deadlines: Deadlines
+    keep_alive: KeepAlive
+    max_connections: int
+    live: set[Flow]
+    on_last: Callable[[], None]
+
+
+class Flow:
+    """Both ends and what happens to them. ``reason`` is empty until it is decided how the flow ends."""
+
+    __slots__ = (
+        "_connecting",
+        "_early",
+        "_first_byte_timer",
+        "_listener",
+        "_shared",
+        "_timer",
+        "_upstream",
+        "client",
+        "reason",
+        "server",
+        "tap",
+        "tapped",
+    )
+
+    tapped: TapFlow
+
+    def __init__(self, shared: Shared, listener: int, upstream: Upstream) -> None:
+        self._shared = shared
+        self._listener = listener
+        self._upstream = upstream
+        self._connecting: asyncio.Task[None] | None = None
+        #: What the client sent before the upstream was connected: one chunk, since reading then pauses.
+        self._early: list[bytes] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._first_byte_timer: asyncio.TimerHandle | None = None
+        self.client = ClientSide(self)
+        self.server = ServerSide(self)
+        self.tap = shared.tap
+        self.reason = ""
+
+    # -- beginning
+
+    def accepted(self, transport: Transport) -> None:
+        """A client connected."""
+        shared = self._shared
+        shared.slots[_OPENED] += 1
+        if len(shared.live) >= shared.max_connections:
+            self.reason = "limit"
+            self.client.reset()
+            return
+        shared.live.add(self)
+        self.tapped = shared.tap.open(self._listener, _name(transport.get_extra_info("peername")))
+        # Obeyed by asyncio; uvloop starts reading all the same, and early_data keeps what comes.
+        transport.pause_reading()
+        self._connecting = shared.loop.create_task(self._connect())
+
+    async def _connect(self) -> None:
+        reason = "connect_failed"
+        try:
+            async with asyncio.timeout(self._shared.deadlines.connect or None):
+                await self._upstream.connect(self._shared.loop, lambda: self.server)
+            reason = ""
+        except TimeoutError:
+            reason = "connect_timeout"
+        except (OSError, UnicodeError):  # UnicodeError: a host name that cannot be one
+            reason = "connect_failed"
+        finally:
+            self._connecting = None
+            if reason and not self.reason:
+                self.end(reason)
+
+    def early_data(self, data: bytes) -> None:
+        """Bytes of the client with nobody to write them to: not connected yet, or not any more."""
+        if not self.reason:
+            self._early.append(data)
+            self.client.pause()
+
+    def connected(self, transport: Transport) -> None:
+        """The upstream accepted: replay what came before."""
+        if self.reason:
+            self.server.reset()
+            return
+        client = self.client.transport
+        assert client is not None
+        self._shared.keep_alive.apply(transport.get_extra_info("socket"))
+        self.client.write = transport.write
+        self.server.write = client.write
+        # First: a write below may pause it again.
+        self.client.resume()
+        for data in self._early:
+            transport.write(data)
+            self.tap.client(self.tapped, data)
+        self._early.clear()
+        if self.client.eof:
+            self._pass_client_eof(transport)
+        if self._shared.deadlines.first_byte:
+            self._watch_first_byte()
+
+    # -- ending
+
+    def client_eof(self) -> None:
+        """The client sends no more."""
+        self.client.eof = True
+        if self.server.transport is not None and not self.reason:
+            self._pass_client_eof(self.server.transport)
+
+    def _pass_client_eof(self, server: Transport) -> None:
+        self.tap.eof_client(self.tapped)
+        server.write_eof()
+        self._one_ended()
+
+    def server_eof(self) -> None:
+        """The server sends no more."""
+        self.server.eof = True
+        if not self.reason:
+            assert self.client.transport is not None
+            self.tap.eof_server(self.tapped)
+            self.client.transport.write_eof()
+            self._one_ended()
+
+    def _one_ended(self) -> None:
+        if self.client.eof and self.server.eof:
+            assert self.client.transport is not None
+            assert self.server.transport is not None
+            self.reason = "finished"
+            self.client.transport.close()
+            self.server.transport.close()
+            self._watch("closing_timeout", self._shared.deadlines.closing, self._unwritten)
+        else:
+            self._watch("half_closed_timeout", self._shared.deadlines.half_closed, self._moved)
+
+    def lost(self, side: Side, exc: Exception | None) -> None:
+        """One connection is gone, by our decision or by an error."""
+        other: Side = self.server if side is self.client else self.client
+        other.write = None
+        if self.reason:
+            if exc is not None and self.reason == "finished":
+                self.reason = self._blame(side, exc)
+        else:
+            self.reason = self._blame(side, exc)
+            if other.transport is not None and not other.lost:
+                self._deliver_rest(side, other, exc)
+                other.pause()
+                closing = self._shared.deadlines.closing
+                self._reset_when_sent(other, self._shared.loop.time() + closing if closing else None)
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if other.lost or other.transport is None:
+            self._finish()
+
+    def _blame(self, side: Side, exc: Exception | None) -> str:
+        broken = isinstance(exc, ConnectionError) or (isinstance(exc, OSError) and exc.errno == errno.ENOTCONN)
+        if broken or exc is None:
+            return "client_reset" if side is self.client else "server_reset"
+        return "peer_gone"
+
+    def _deliver_rest(self, side: Side, other: Side, exc: Exception | None) -> None:
+        """An early 413, 408 or 450 reaches the client though the upload broke."""
+        if side.eof:
+            return
+        assert other.transport is not None
+        chunks, fin = side.left_over()
+        to_client = other is self.client
+        for chunk in chunks:
+            other.transport.write(chunk)
+            (self.tap.server if to_client else self.tap.client)(self.tapped, chunk)
+        # Linux reports a reset once: by the write that failed, or by the read here. FIN and then RST is EPIPE.
+        if fin and not isinstance(exc, ConnectionResetError):
+            side.eof = True
+            (self.tap.eof_server if to_client else self.tap.eof_client)(self.tapped)
+            other.transport.write_eof()
+
+    def _reset_when_sent(self, side: Side, deadline: float | None, pause: float = _FLUSH_POLL_FIRST) -> None:
+        if side.lost:
+            return
+        loop = self._shared.loop
+        if side.unsent() == 0 or (deadline is not None and loop.time() >= deadline):
+            side.reset()
+        else:
+            longer = min(2 * pause, _FLUSH_POLL_LAST)
+            self._cancel_timers()
+            self._timer = loop.call_later(pause, self._reset_when_sent, side, deadline, longer)
+
+    def end(self, reason: str) -> None:
+        """Reset both sides now."""
+        if not self.reason or self.reason == "finished":
+            self.reason = reason
+        if self._connecting is not None:
+            self._connecting.cancel()
+        self.client.reset()
+        self.server.reset()
+
+    def _finish(self) -> None:
+        self._cancel_timers()
+        shared = self._shared
+        shared.slots[_CLOSED[self.reason]] += 1
+        if self in shared.live:
+            shared.live.remove(self)
+            shared.tap.closed(self.tapped, self.reason)
+            if not shared.live:
+                shared.on_last()
+
+    # -- deadlines
+
+    def _watch(self, reason: str, seconds: float, measure: Callable[[], int], last: int = -1) -> None:
+        """End the flow with ``reason`` when ``measure`` gives the same twice, ``seconds`` apart."""
+        if not seconds:
+            return
+        now = measure()
+        if now == last:
+            self.end(reason)
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._shared.loop.call_later(seconds, self._watch, reason, seconds, measure, now)
+
+    def _moved(self) -> int:
+        return self.tapped.client_offset + self.tapped.server_offset
+
+    def _unwritten(self) -> int:
+        sides = (self.client, self.server)
+        return sum(s.transport.get_write_buffer_size() for s in sides if s.transport is not None and not s.lost)
+
+    def _watch_first_byte(self, spoken: bool = False) -> None:
+        """``spoken``: the client had sent something at the last look already."""
+        if self.tapped.server_offset or self.reason:
+            return
+        if spoken:
+            self.end("first_byte_timeout")
+            return
+        seconds = self._shared.deadlines.first_byte
+        spoken = self.tapped.client_offset > 0
+        self._first_byte_timer = self._shared.loop.call_later(seconds, self._watch_first_byte, spoken)
+
+    def _cancel_timers(self) -> None:
+        for timer in (self._timer, self._first_byte_timer):
+            if timer is not None:
+                timer.cancel()
+
+
+def _name(peer: object) -> str:
+    """The client as ``host:port``; empty where it is already gone or has no name."""
+    if not isinstance(peer, tuple):
+        return ""
+    host, port = peer[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

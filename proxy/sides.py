@@ -1,0 +1,155 @@
+"""The two protocols of a flow: what to do with bytes, EOF, a full peer and a lost connection."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import socket
+import struct
+import termios
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+if TYPE_CHECKING:
+    from proxy.flow import Flow
+
+_LINGER_RESET: Final = struct.pack("ii", 1, 0)
+#: Bytes per recv when a socket that failed is emptied.
+_DRAIN_CHUNK: Final = 256 << 10
+
+
+class Transport(Protocol):
+    """What is used of a stream transport; asyncio's and uvloop's share no base class."""
+
+    def write(self, data: bytes) -> None: ...
+    def write_eof(self) -> None: ...
+    def close(self) -> None: ...
+    def abort(self) -> None: ...
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+    def get_write_buffer_size(self) -> int: ...
+    def get_extra_info(self, name: str) -> Any: ...
+
+
+class Side(asyncio.Protocol):
+    """One end of a flow. ``write`` is the other end's, or None while there is nobody to write to."""
+
+    __slots__ = ("eof", "flow", "lost", "transport", "write")
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
+        self.transport: Transport | None = None
+        self.write: Callable[[bytes], None] | None = None
+        #: This end sends no more.
+        self.eof = False
+        #: connection_lost was called.
+        self.lost = False
+
+    def reset(self) -> None:
+        """A real RST: abort() alone sends FIN, and a cut response would look complete."""
+        if self.transport is not None and not self.lost:
+            sock = self.transport.get_extra_info("socket")
+            if sock.family != socket.AF_UNIX:
+                try:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+                except OSError as error:
+                    if error.errno not in (errno.EINVAL, errno.EBADF):
+                        raise
+            self.transport.abort()
+
+    def unsent(self) -> int:
+        """Bytes that the peer's kernel has not acknowledged, here or in our kernel."""
+        if self.transport is None or self.lost:
+            return 0
+        count = bytearray(4)
+        fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, count)
+        return self.transport.get_write_buffer_size() + int.from_bytes(count, "little")
+
+    def left_over(self) -> tuple[list[bytes], bool]:
+        """What a failed connection had sent and nobody has read, and whether it ended with FIN.
+
+        uvloop closes when its write fails, with the server's early answer still in the kernel; inside connection_lost
+        the descriptor is open.
+        """
+        assert self.transport is not None
+        chunks: list[bytes] = []
+        with socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno())) as sock:
+            sock.setblocking(False)
+            try:
+                while data := sock.recv(_DRAIN_CHUNK):
+                    chunks.append(data)
+            except OSError:
+                return chunks, False
+        return chunks, True
+
+    def pause(self) -> None:
+        """Stop reading: the other end does not take more."""
+        if self.transport is not None and not self.lost:
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        # After EOF there is nothing to read, and libuv leaves reading on undefined.
+        if self.transport is not None and not self.lost and not self.eof:
+            self.transport.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        self.flow.lost(self, exc)
+
+
+class ClientSide(Side):
+    """The accepted connection."""
+
+    __slots__ = ()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(Transport, transport)
+        self.flow.accepted(self.transport)
+
+    def data_received(self, data: bytes) -> None:
+        write, flow = self.write, self.flow
+        if write is None:
+            flow.early_data(data)
+            return
+        write(data)
+        flow.tap.client(flow.tapped, data)
+
+    def eof_received(self) -> bool:
+        self.flow.client_eof()
+        return True  # stays open for the answer
+
+    def pause_writing(self) -> None:
+        self.flow.server.pause()
+
+    def resume_writing(self) -> None:
+        self.flow.server.resume()
+
+
+class ServerSide(Side):
+    """The connection to the model server."""
+
+    __slots__ = ()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(Transport, transport)
+        self.flow.connected(self.transport)
+
+    def data_received(self, data: bytes) -> None:
+        write, flow = self.write, self.flow
+        if write is None:
+            return  # the client is gone
+        write(data)
+        flow.tap.server(flow.tapped, data)
+
+    def eof_received(self) -> bool:
+        self.flow.server_eof()
+        return True
+
+    def pause_writing(self) -> None:
+        self.flow.client.pause()
+
+    def resume_writing(self) -> None:
+        self.flow.client.resume()
