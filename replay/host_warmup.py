@@ -29,7 +29,7 @@ _FOOTER = 4
 _HINT = ". Please verify your warmup data is in TFRecord format."
 
 
-class WarmupError(Exception):
+class WarmupError(UserError):
     """The warm-up failed, and with it the load. The text is one line: the server's own, after its code."""
 
 
@@ -72,8 +72,11 @@ def warm_up(servable: Servable, version_dir: Path, iterations: int = 1) -> int:
     Returns the number of records, 0 if there is no file. Raises WarmupError.
     """
     path = version_dir / WARMUP_FILE
-    if not path.exists():
-        return 0
+    return warm_up_file(servable, path, iterations) if path.exists() else 0
+
+
+def warm_up_file(servable: Servable, path: Path, iterations: int = 1) -> int:
+    """Run a warm-up file that need not lie in the version's directory; otherwise as :func:`warm_up`."""
     count = 0
     try:
         with path.open("rb") as file:

@@ -27,8 +27,8 @@ class Judged:
 
 @dataclass(slots=True)
 class Pass:
-    """One replay of all judged requests, serial, in a fresh session; ``warmup_*`` is what came before it. ``load_error``
-    is the server's text if the warm-up file fails the load."""
+    """One replay of all judged requests, serial, in a fresh session; ``warmup_*`` is what came before it.
+    ``load_error`` is the server's text if the warm-up file fails the load."""
 
     results: list[Ran] = field(default_factory=list)
     repeats: dict[str, list[float]] = field(default_factory=dict)
@@ -49,7 +49,7 @@ def figures(judged: Sequence[Judged], done: Pass) -> dict[str, Any]:
             firsts[one.group] = ran.seconds
     builds = [ran.builds for ran in done.results]
     return {
-        "graph_builds": None if None in builds else sum(builds),  # type: ignore[arg-type]
+        "graph_builds": None if None in builds else sum(count or 0 for count in builds),
         "first_ms_max": _milliseconds(max(firsts.values(), default=None)),
         "steady_ms_p50": _milliseconds(median(later) if later else None),
     }

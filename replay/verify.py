@@ -107,8 +107,8 @@ def verify(
     model: str,
     warmup_count: int,
 ) -> Report:
-    """Judge ``warmup`` (None: no file) by ``held_out`` on the model in ``saved_model``. Raises ExecutorError if the model
-    cannot be loaded."""
+    """Judge ``warmup`` (None: no file) by ``held_out`` on the model in ``saved_model``. Raises ExecutorError if the
+    model cannot be loaded."""
     executor = open_executor(saved_model)
     try:
         judged, not_fitting = _judged(family, model, warmup, held_out, signature_defs(executor))

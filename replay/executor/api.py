@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from capture.errors import UserError
+
 #: ``executor``: LoadSavedModel and Session::Run in C++, builds counted. ``runs``: the same session behind the C API.
 Level = Literal["executor", "runs"]
 
@@ -58,7 +60,7 @@ UNIMPLEMENTED: StatusCode = 12
 DATA_LOSS: StatusCode = 15
 
 
-class ExecutorError(Exception):
+class ExecutorError(UserError):
     """A model cannot be loaded or an executor not be had. The text is one line, for users."""
 
 
