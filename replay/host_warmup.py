@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import crc32c
 from google.protobuf.message import DecodeError
 
+from capture.errors import UserError
 from replay import tf_protos, warmup_examples
 from replay.executor import api
 from replay.predict import RequestError
