@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -24,5 +25,8 @@ def test_vector(case: str) -> None:
     if any(step[0] == "gap" for step in steps):
         return
     assert lines_of(bytewise(steps)) == expected
-    for split in two_way_splits(steps):
+    # One recording sends a 16 KiB header to force CONTINUATION, and takes 6 ms to read: there, every 41st place. The
+    # hand-made http2/continuation is small and split everywhere.
+    stride = 41 if sum(len(step[2]) for step in steps if step[0] == "data") > 8192 else 1
+    for split in islice(two_way_splits(steps), 0, None, stride):
         assert lines_of(split) == expected
