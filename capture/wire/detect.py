@@ -87,6 +87,8 @@ class FlowObserver:
             return [] if stop <= MAX_METHOD_BYTES else self._refuse(Side.CLIENT, "not http")
         if first[stop : stop + 1] != b" " or first[:1] == b" ":
             return self._refuse(Side.CLIENT, "not http")
+        if self._early:  # a response without a request, such as 408 to a connection that was opened and left idle
+            return self._refuse(Side.SERVER, "server spoke first")
         return self._choose("http/1", Http1Observer(self._memo))
 
     def _choose(self, protocol: str, observer: Observer) -> list[Event]:
@@ -94,10 +96,8 @@ class FlowObserver:
         self._chosen = observer
         first, early = self._first, self._early
         self._first = self._early = b""
-        events = observer.feed(Side.CLIENT, first)
-        if early:
-            events += observer.feed(Side.SERVER, early)
-        return events
+        events = observer.feed(Side.SERVER, early)
+        return events + observer.feed(Side.CLIENT, first)
 
     def _compete(self, side: Side, data: bytes) -> list[Event]:
         events: list[Event] = []
