@@ -1,0 +1,307 @@
+"""``make demo``: the main job on real input, told as a short story.
+
+A real SavedModel, a model server on TensorFlow's own session for each protocol, the sidecar in front, the servers' real
+client libraries; then export, restart with the exported files as each server loads them, and proof. Everything in
+``report.json`` is measured in this run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from capture.export.manifest import losses
+from capture.export.tfrecord import WARMUP_PATH
+from capture.savedmodel import read_saved_model
+from capture.signature import executor_key
+from capture.store.base import HeldOut, open_store
+from replay.client import EasSender, Sender, TFServingSender
+from tests.demo.traffic import traffic
+from tests.support.processes import PATIENCE, ROOT, Process, run
+from tests.support.tf_models import saved_model
+
+MODEL = "ranking"
+SERVICE = "rank"
+EAS_PYTHON = ROOT / ".venv-eas" / "bin" / "python"
+#: Calls over gRPC and over HTTP; of the former so many that the server refuses.
+GRPC_CALLS, GRPC_REFUSED, EAS_CALLS = 240, 6, 160
+#: How often EAS sends its one warm-up request (metadata.rpc.warm_up_count, its documented default).
+WARM_UP_COUNT = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """One of the two protocols: its words, and how to serve, send and name its model."""
+
+    family: str
+    title: str
+    model: str
+    host: Callable[..., Process]
+    sender: Callable[[str], Sender]
+
+
+def tf_host(version_dir: Path, *arguments: str) -> Process:
+    """The model behind TF Serving's gRPC, warmed by the version's own warm-up file if it has one."""
+    where = ("--grpc-listen=127.0.0.1:0", "--stats-listen=127.0.0.1:0")
+    return Process("capture", "host", f"--saved-model={version_dir}", f"--model-name={MODEL}", *where, *arguments)
+
+
+def eas_host(version_dir: Path, *arguments: str) -> Process:
+    """The model behind EAS's HTTP."""
+    where = ("--eas-listen=127.0.0.1:0", f"--eas-service={SERVICE}", "--stats-listen=127.0.0.1:0")
+    return Process("capture", "host", f"--saved-model={version_dir}", f"--model-name={MODEL}", *where, *arguments)
+
+
+PROTOCOLS = (
+    Protocol("tfserving", "TF Serving", MODEL, tf_host, lambda target: TFServingSender(target, PATIENCE)),
+    Protocol("eas", "PAI-EAS", SERVICE, eas_host, lambda target: EasSender(target, SERVICE, PATIENCE)),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("demo-out"))
+    out = parser.parse_args().out.resolve()
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    report = demo(out)
+    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(f"\nAll of this is in {out.name}/report.json.")
+
+
+def say(text: str) -> None:
+    """A line of the story."""
+    print(text, flush=True)
+
+
+def capture(*arguments: str, ok: tuple[int, ...] = (0,)) -> str:
+    """The command ``capture``; its standard output."""
+    return run([sys.executable, "-m", "capture", *arguments], ok=ok)
+
+
+def demo(out: Path) -> dict[str, Any]:
+    """The whole story; the report."""
+    say("1. A SavedModel: four inputs (string, float, int64), seven outputs in two signatures, any batch size.")
+    version_dir = out / "models" / MODEL / "1"
+    shutil.copytree(saved_model(out.parent / ".pytest_cache" / "d" / "saved_models", "ranking"), version_dir)
+    store = out / "warmtap.sqlite"
+
+    say("2. The sidecar in front of both servers, and real clients: tensorflow-serving-api and the EAS SDK.")
+    sent = _production(version_dir, store)
+
+    listed = json.loads(capture("ls", "--store", str(store), "--json"))
+    counters = listed["counters"]
+    report: dict[str, Any] = {
+        "requests_sent": sum(sent.values()),
+        "requests_observed": counters["requests_observed"],
+        "requests_refused": counters["requests_refused"],
+        "wire_signatures": len(listed["signatures"]),
+        "executor_keys": 0,
+        "losses": sum(losses(counters).values()),
+        "losses_by_counter": losses(counters),
+        "exported": {},
+        "protocols": {},
+    }
+    say(
+        f"   {report['requests_sent']} requests sent, {report['requests_observed']} observed,"
+        f" {report['wire_signatures']} wire signatures, losses {report['losses']}."
+    )
+
+    say("3. Export: what a warm-up file must hold, most used first.")
+    tfrecord = version_dir / WARMUP_PATH
+    tfrecord.parent.mkdir()
+    fitted = ("--store", str(store), "--saved-model", str(version_dir))
+    capture("export", "--format", "tfrecord", "--model", MODEL, *fitted, "--out", str(tfrecord))
+    bins = out / "eas"
+    capture("export", "--format", "eas-bin", "--model", SERVICE, *fitted, "--out", str(bins))
+    manifests = {
+        "tfrecord": json.loads(tfrecord.with_name(tfrecord.name + ".manifest.json").read_bytes()),
+        "eas-bin": json.loads((bins / "manifest.json").read_bytes()),
+    }
+    paths = {"tfrecord": tfrecord, "eas-bin": bins}
+    for name, manifest in manifests.items():
+        records = len(manifest["records"])
+        report["exported"][name] = {"path": str(paths[name].relative_to(out)), "records": records}
+        say(f"   {name}: {records} records in {paths[name].relative_to(out)}, {_share(manifest)} of the calls seen.")
+
+    say("4. Restart: each server without its warm-up file, then with it; held-out requests, one at a time.")
+    first_bin = bins / manifests["eas-bin"]["files"][0]["name"]
+    warm_arguments = {
+        "tfserving": (),
+        "eas": (f"--warm-up-data-path={first_bin}", f"--warm-up-count={WARM_UP_COUNT}"),
+    }
+    cold_arguments = {"tfserving": ("--no-enable-model-warmup",), "eas": ()}
+    files = {"tfserving": tfrecord, "eas": first_bin}
+    for protocol in PROTOCOLS:
+        held_out = _held_out(store, protocol, version_dir)
+        keys = len({key for key, _ in held_out})
+        measured = {
+            "wire_signatures": sum(row["family"] == protocol.family for row in listed["signatures"]),
+            "executor_keys": keys,
+            "cold": _live(protocol, version_dir, cold_arguments[protocol.family], held_out),
+            "warm": _live(protocol, version_dir, warm_arguments[protocol.family], held_out),
+        }
+        report["protocols"][protocol.family] = measured
+        report["executor_keys"] += keys
+        _tell(protocol, measured)
+
+    say("5. Proof: capture verify, on TensorFlow's own session, judged by requests that are in no file.")
+    for protocol in PROTOCOLS:
+        verified = json.loads(
+            capture(
+                "verify", "--saved-model", str(version_dir), "--traffic", str(store), "--model", protocol.model,
+                "--warmup", str(files[protocol.family]), "--warm-up-count", str(WARM_UP_COUNT), "--json",
+                ok=(0, 1),
+            )
+        )  # fmt: skip
+        report["protocols"][protocol.family]["verify"] = {
+            key: verified[key]
+            for key in ("level", "verdict", "held_out_requests", "byte_identical", "reasons", "cold", "warm")
+        }
+        say(
+            f"   {protocol.title}: {verified['verdict']} at level {verified['level']};"
+            f" {verified['held_out_requests']} held-out requests ({verified['byte_identical']} identical to a record);"
+            f" builds cold {verified['cold']['graph_builds']}, warm {verified['warm']['graph_builds']}."
+        )
+    _tell_eas(report, manifests["eas-bin"])
+    return report
+
+
+# --- production -------------------------------------------------------------------------------------------------------
+
+
+def _production(version_dir: Path, store: Path) -> dict[str, int]:
+    """Real clients through the sidecar; the requests sent, by family."""
+    grpc_plan = traffic(GRPC_CALLS, 1, every_output_by_name=True, refused=GRPC_REFUSED)
+    eas_plan = traffic(EAS_CALLS, 2, every_output_by_name=False)
+    with tf_host(version_dir) as grpc_server, eas_host(version_dir) as eas_server:
+        upstreams = (grpc_server.fields["grpc"], eas_server.fields["eas"])
+        pairs = [word for one in upstreams for word in ("--listen", "127.0.0.1:0", "--upstream", one)]
+        with Process("capture", "proxy", *pairs, "--store", str(store)) as sidecar:
+            grpc_address, eas_address = sidecar.fields["listeners"].split(",")
+            clients = {
+                "tfserving": _client([sys.executable, "-m", "tests.clients.tfserving_client", grpc_address, MODEL]),
+                "eas": _client(
+                    [str(EAS_PYTHON), "tests/clients/eas/client.py", f"http://{eas_address}", SERVICE, "--token", "t"]
+                ),
+            }
+            answers = {
+                family: json.loads(_talk(process, plan))
+                for (family, process), plan in zip(clients.items(), (grpc_plan, eas_plan), strict=True)
+            }
+            sent = {family: answer["sent"] for family, answer in answers.items()}
+            _wait_observed(store, sum(sent.values()))
+    for family, answer in answers.items():
+        say(f"   {family}: {answer['sent']} calls, {answer['ok']} answered, {len(answer['errors'])} refused.")
+    return sent
+
+
+def _client(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def _talk(process: subprocess.Popen[str], plan: list[dict[str, Any]]) -> str:
+    output, errors = process.communicate(json.dumps(plan))
+    if process.returncode:
+        raise RuntimeError(f"a client failed: {errors}")
+    return output
+
+
+def _wait_observed(store: Path, requests: int) -> None:
+    """The worker may lag: wait until it has read everything, or say what is missing by going on."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        source = open_store(str(store))
+        observed = source.counters().get("requests_observed", 0)
+        source.close()
+        if observed >= requests:
+            return
+        time.sleep(0.1)
+
+
+# --- cold and warm ----------------------------------------------------------------------------------------------------
+
+
+def _held_out(store: Path, protocol: Protocol, version_dir: Path) -> list[tuple[str, HeldOut]]:
+    """The held-out requests of one protocol with their executor keys."""
+    defs = read_saved_model(version_dir).signatures
+    source = open_store(str(store))
+    signatures = {row.key.digest: row.signature for row in source.signatures(protocol.model)}
+    found = [(str(executor_key(signatures[key.digest], defs)), held) for key, held in source.held_out(protocol.model)]
+    source.close()
+    return found
+
+
+def _live(
+    protocol: Protocol, version_dir: Path, arguments: tuple[str, ...], held_out: list[tuple[str, HeldOut]]
+) -> dict[str, Any]:
+    """Start a server, send it the held-out requests one at a time; what its own counter and the caller's clock say."""
+    first: dict[str, float] = {}
+    later: list[float] = []
+    with protocol.host(version_dir, *arguments) as server:
+        address = server.fields["grpc" if protocol.family == "tfserving" else "eas"]
+        before = int(server.fields["builds"])
+        sender = protocol.sender(address)
+        for key, held in held_out:
+            answer = sender.send(held.sample.body)
+            if answer.error:
+                raise RuntimeError(f"{protocol.title}: a held-out request failed: {answer.error}")
+            if key in first:
+                later.append(answer.seconds)
+            else:
+                first[key] = answer.seconds
+        sender.close()
+        builds = _builds(server.fields["stats"]) - before
+    return {
+        "warmup_builds": before,
+        "graph_builds": builds,
+        "first_ms_max": round(1000 * max(first.values()), 2),
+        "steady_ms_p50": round(1000 * median(later), 2),
+    }
+
+
+def _builds(stats: str) -> int:
+    with urllib.request.urlopen(f"http://{stats}/stats", timeout=PATIENCE) as answer:
+        return int(json.load(answer)["builds"])
+
+
+# --- telling ----------------------------------------------------------------------------------------------------------
+
+
+def _share(manifest: dict[str, Any]) -> str:
+    return f"{100 * manifest['coverage']['share']:.1f} %"
+
+
+def _tell(protocol: Protocol, measured: dict[str, Any]) -> None:
+    say(f"   {protocol.title}, {measured['executor_keys']} executor keys:")
+    for name in ("cold", "warm"):
+        one = measured[name]
+        say(
+            f"     {name}: {one['graph_builds']:>2} graphs built while a caller waited,"
+            f" slowest first call {one['first_ms_max']:8.1f} ms, steady {one['steady_ms_p50']:6.1f} ms"
+        )
+
+
+def _tell_eas(report: dict[str, Any], manifest: dict[str, Any]) -> None:
+    left = report["protocols"]["eas"]["warm"]["graph_builds"]
+    if left:
+        say(
+            f"   EAS reads one warm-up file: it warmed the most used of {len(manifest['records'])} signatures."
+            f" {left} graphs remain to be built by first callers, until the others are replayed before traffic."
+        )
+
+
+if __name__ == "__main__":
+    main()
