@@ -103,7 +103,7 @@ def warm_up(service: EasService, path: Path, count: int) -> None:
     for place in range(1, count + 1):
         status, answer = service.answer(body)
         if status != 200:
-            text = answer.decode("utf-8", "replace").splitlines()[0]
+            text = " ".join(answer.decode("utf-8", "replace").split())
             raise WarmupError(f"{path}: request {place} of {count} was answered with {status}: {text}")
 
 

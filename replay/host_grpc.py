@@ -69,7 +69,7 @@ class GrpcHost:
         try:
             port = self._server.add_insecure_port(address)
         except RuntimeError as error:
-            raise OSError(f"{address}: {error}") from None
+            raise OSError(str(error).partition(";")[0]) from None
         self._server.start()
         return f"{address.rpartition(':')[0]}:{port}"
 

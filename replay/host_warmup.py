@@ -35,36 +35,30 @@ class WarmupError(UserError):
 
 
 def read_records(file: BinaryIO) -> Iterator[bytes]:
-    """The records of an uncompressed TFRecord file, by the rules and with the texts of TensorFlow's RecordReader
-    (core/lib/io/record_reader.cc). Raises RequestError(DATA_LOSS)."""
+    """The records of an uncompressed TFRecord file, by the rules and with the texts of TensorFlow 2.21's RecordReader
+    (core/lib/io/record_reader.cc): a file that ends inside a record's 12-byte header ends there, without a word.
+    Raises RequestError(DATA_LOSS)."""
     offset = 0
     end = file.seek(0, os.SEEK_END)
     file.seek(0)
-    while True:
-        header = _checksummed(file, offset, 8)
-        if header is None:
-            return
-        length = struct.unpack("<Q", header)[0]
-        # A length beyond the file is not read by: it would be allocated first.
-        record = _checksummed(file, offset + _HEADER, min(length, end))
-        if record is None:
-            raise RequestError(api.DATA_LOSS, f"truncated record at {offset}' failed with eof")
-        yield record
+    while end - offset >= _HEADER:
+        length = struct.unpack("<Q", _checked(file.read(_HEADER), offset))[0]
+        if end - offset < _HEADER + length + _FOOTER:
+            raise RequestError(
+                api.DATA_LOSS, f"truncated record at {offset}' failed with Read less bytes than requested"
+            )
+        yield _checked(file.read(length + _FOOTER), offset + _HEADER)
         offset += _HEADER + length + _FOOTER
 
 
-def _checksummed(file: BinaryIO, offset: int, size: int) -> bytes | None:
-    """``size`` bytes with their masked CRC-32C behind them; None at the end of the file."""
-    data = file.read(size + _FOOTER)
-    if not data:
-        return None
-    if len(data) != size + _FOOTER:
-        raise RequestError(api.DATA_LOSS, f"truncated record at {offset}")
-    crc = crc32c.crc32c(data[:size])
-    masked = (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
-    if masked != int.from_bytes(data[size:], "little"):
-        raise RequestError(api.DATA_LOSS, f"corrupted record at {offset}")
-    return data[:size]
+def _checked(data: bytes, offset: int) -> bytes:
+    """What stands before the masked CRC-32C at the end of ``data``."""
+    content, stored = data[:-_FOOTER], int.from_bytes(data[-_FOOTER:], "little")
+    crc = crc32c.crc32c(content)
+    if stored != (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF:
+        suffix = " (Is this even a TFRecord file?)" if offset == 0 else ""
+        raise RequestError(api.DATA_LOSS, f"corrupted record at {offset}{suffix}")
+    return content
 
 
 def warm_up(servable: Servable, version_dir: Path, iterations: int = 1) -> int:
@@ -90,7 +84,7 @@ def warm_up_file(servable: Servable, path: Path, iterations: int = 1) -> int:
                     )
     except RequestError as error:
         text = error.message + (_HINT if error.code == api.DATA_LOSS else "")
-        raise WarmupError(f"{api.CODE_NAMES[error.code]}: {text}") from None
+        raise WarmupError(f"{api.CODE_NAMES[error.code]}: {' '.join(text.split())}") from None
     except OSError as error:
         raise WarmupError(f"{path}: {error.strerror}") from None
     return count

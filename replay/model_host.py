@@ -15,8 +15,8 @@ from pathlib import Path
 
 from aiohttp import web
 
+from capture.errors import UserError
 from replay import host_eas, host_stats, host_warmup
-from replay.executor.api import ExecutorError
 from replay.executor.session import open_executor
 from replay.host_grpc import GrpcHost
 from replay.servable import Ledger, Servable
@@ -25,7 +25,7 @@ from replay.servable import Ledger, Servable
 GRACE = 5.0
 
 
-class HostError(Exception):
+class HostError(UserError):
     """The host cannot start; one line."""
 
 
@@ -51,7 +51,7 @@ class HostOptions:
     eas_warmup_count: int = 5
 
 
-def model_version(version_dir: Path) -> int:
+def version_of(version_dir: Path) -> int:
     """The version that a directory's name stands for, as the servers' file-system source reads it. Raises HostError."""
     name = version_dir.resolve().name
     if not name.isascii() or not name.isdigit():
@@ -60,7 +60,7 @@ def model_version(version_dir: Path) -> int:
 
 
 def run(options: HostOptions) -> None:
-    """Load, warm up, serve until SIGTERM or SIGINT. Raises HostError, ExecutorError or WarmupError before it is ready.
+    """Load, warm up, serve until SIGTERM or SIGINT. Raises HostError or ExecutorError before it is ready.
 
     Once up, one line goes to standard output: ``ready grpc=HOST:PORT eas=HOST:PORT stats=HOST:PORT builds=N
     level=LEVEL``, ``-`` for what is not there. ``builds`` are those of the warm-up.
@@ -117,10 +117,13 @@ async def _serve(options: HostOptions, servable: Servable, service: host_eas.Eas
 
 
 def _warm_up(options: HostOptions, servable: Servable, service: host_eas.EasService) -> None:
-    if options.grpc_listen and options.warmup:
-        host_warmup.warm_up(servable, options.version_dir, options.warmup_iterations)
-    if options.eas_listen and options.eas_warmup is not None:
-        host_eas.warm_up(service, options.eas_warmup, options.eas_warmup_count)
+    try:
+        if options.grpc_listen and options.warmup:
+            host_warmup.warm_up(servable, options.version_dir, options.warmup_iterations)
+        if options.eas_listen and options.eas_warmup is not None:
+            host_eas.warm_up(service, options.eas_warmup, options.eas_warmup_count)
+    except host_warmup.WarmupError as error:
+        raise HostError(f"warm-up failed: {error}") from None
 
 
 async def _listen(application: web.Application, address: str, runners: list[web.AppRunner]) -> str:
@@ -132,6 +135,3 @@ async def _listen(application: web.Application, address: str, runners: list[web.
     await runner.setup()
     await web.TCPSite(runner, host, int(port)).start()
     return f"{host}:{runner.addresses[0][1]}"
-
-
-__all__ = ["ExecutorError", "HostError", "HostOptions", "model_version", "run"]

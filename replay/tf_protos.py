@@ -15,10 +15,12 @@ import types
 from pathlib import Path
 from typing import Any
 
+from capture.errors import UserError
+
 _lock = threading.Lock()
 
 
-class TensorFlowMissing(RuntimeError):
+class TensorFlowMissing(UserError):
     """TensorFlow is not installed in this environment."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -45,42 +46,25 @@ def host(
 
     Applies warm-up files on start as each server does, and counts the graphs that TensorFlow builds.
     """
+    # grpc's own lines would stand before ours; they say the same in other words.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Late: this brings grpc and aiohttp, which other commands do without.
     from replay import model_host
-    from replay.executor.api import ExecutorError
-    from replay.host_warmup import WarmupError
 
-    try:
-        version = model_host.model_version(saved_model) if model_version is None else model_version
-        model_host.run(
-            model_host.HostOptions(
-                version_dir=saved_model,
-                model_name=model_name or saved_model.resolve().parent.name,
-                model_version=version,
-                grpc_listen=grpc_listen,
-                eas_listen=eas_listen,
-                eas_service=eas_service,
-                eas_token=eas_token,
-                eas_url=eas_url,
-                stats_listen=stats_listen,
-                warmup=enable_model_warmup,
-                warmup_iterations=num_request_iterations_for_warmup,
-                eas_warmup=warm_up_data_path,
-                eas_warmup_count=warm_up_count,
-            )
+    model_host.run(
+        model_host.HostOptions(
+            version_dir=saved_model,
+            model_name=model_name or saved_model.resolve().parent.name,
+            model_version=model_host.version_of(saved_model) if model_version is None else model_version,
+            grpc_listen=grpc_listen,
+            eas_listen=eas_listen,
+            eas_service=eas_service,
+            eas_token=eas_token,
+            eas_url=eas_url,
+            stats_listen=stats_listen,
+            warmup=enable_model_warmup,
+            warmup_iterations=num_request_iterations_for_warmup,
+            eas_warmup=warm_up_data_path,
+            eas_warmup_count=warm_up_count,
         )
-    except WarmupError as error:
-        typer.echo(f"error: warm-up failed: {error}", err=True)
-        raise typer.Exit(1) from None
-    except (model_host.HostError, ExecutorError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
-
-
-def main() -> None:
-    """For ``python -m replay.commands.host``."""
-    typer.run(host)
-
-
-if __name__ == "__main__":
-    main()
+    )

@@ -18,7 +18,7 @@ from replay.executor import build
 from replay.executor.api import GRAPH_BUILDS, INVALID_ARGUMENT, OK, Executor, ExecutorError, RunResult
 from replay.executor.session import open_executor
 from tests.support.tf_models import ROOT
-from tests.support.tf_requests import DT_FLOAT, DT_INT32, ranking_inputs, tensor
+from tests.support.tf_requests import DT_FLOAT, DT_INT32, tensor
 
 pytestmark = pytest.mark.server
 
@@ -228,32 +228,38 @@ def test_a_cache_that_others_can_write_to_is_refused(tmp_path: Path, monkeypatch
         build.shim_path()
 
 
-def test_without_a_compiler_the_c_api_runs_and_says_so(ranking: Path, tmp_path: Path) -> None:
+def test_without_a_compiler_the_c_api_runs_and_says_so(edge: Path, tmp_path: Path) -> None:
     """In a process of its own: it imports TensorFlow, finds no compiler and an empty cache."""
     program = """
 import json, sys
 from replay import tf_protos
 from replay.executor.session import open_executor
-from tests.support.tf_requests import ranking_inputs
+from tests.support.tf_requests import DT_FLOAT, DT_INT32, DT_STRING, tensor
 executor = open_executor(sys.argv[1])
-signature = executor.signature_defs["serving_default"]
-feeds = [(signature.inputs[a].name, p.SerializeToString()) for a, p in ranking_inputs().items()]
-result = executor.run(feeds, [signature.outputs[a].name for a in ("top_ids", "model_version_id", "top_ids")])
-tensor = tf_protos.load("tensorflow.core.framework.tensor_pb2").TensorProto
-outputs = [tensor.FromString(o) for o in result.outputs]
-wrong = [(feeds[0][0], ranking_inputs()["dense"].SerializeToString()), *feeds[1:]]
-failed = executor.run(wrong, [signature.outputs["score"].name])
+message = tf_protos.load("tensorflow.core.framework.tensor_pb2").TensorProto
+def run(name, proto, *fetches):
+    result = executor.run([(name, proto.SerializeToString())], fetches)
+    return result, [message.FromString(output) for output in result.outputs]
+x = tensor(DT_FLOAT, [1, 3], [1.0, 2.0, 3.0])
+result, outputs = run("x:0", x, "twice:0", "total:0", "twice:0")
+strings = run("in_string:0", tensor(DT_STRING, [2], [b"a" + bytes(1), b"b"]), "out_string:0")[1][0]
+broken = tensor(DT_FLOAT, [1, 3], [])
+broken.tensor_content = b"123"
 print(json.dumps({
     "level": executor.level, "note": executor.note, "builds": executor.builds(), "code": result.code,
-    "top": [list(o.int64_val) for o in outputs], "version": [v.decode() for v in outputs[1].string_val],
-    "failed": failed.code, "unknown": executor.run(feeds, ["nothing:0"]).message,
+    "values": [list(output.float_val) for output in outputs], "strings": [v.hex() for v in strings.string_val],
+    "dtype": run("x:0", tensor(DT_INT32, [1, 3], [1, 2, 3]), "total:0")[0].code,
+    "broken": run("x:0", broken, "total:0")[0].bad_feed,
+    "failed": run("x:0", tensor(DT_FLOAT, [1, 3], [-1.0] * 3), "positive:0")[0].message,
+    "unknown": run("x:0", x, "nothing:0")[0].message,
+    "signatures": sorted(executor.signature_defs),
 }))
 executor.close()
 """
     environment = {**os.environ, "PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "TF_CPP_MIN_LOG_LEVEL": "3"}
     environment.pop("CXX", None)
     done = subprocess.run(
-        [sys.executable, "-c", program, str(ranking)],
+        [sys.executable, "-c", program, str(edge)],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -267,13 +273,11 @@ executor.close()
     assert "no C++ compiler" in found["note"]
     assert "not counted" in found["note"]
     assert found["builds"] is None
-    assert (found["code"], found["failed"]) == (OK, INVALID_ARGUMENT)
-    assert found["version"] == ["ranking-1"]
+    assert (found["code"], found["dtype"], found["broken"]) == (OK, INVALID_ARGUMENT, 0)
+    assert found["values"] == [[2.0, 4.0, 6.0], [6.0], [2.0, 4.0, 6.0]]
+    assert found["strings"] == ["6100", "62"]
+    assert "x must not be negative" in found["failed"]
     assert "nothing" in found["unknown"]
-    with_shim = open_executor(ranking, level="executor")
-    signature = with_shim.signature_defs["serving_default"]
-    feeds = [(signature.inputs[a].name, p.SerializeToString()) for a, p in ranking_inputs().items()]
-    outputs = with_shim.run(feeds, [signature.outputs["top_ids"].name]).outputs
+    with_shim = open_executor(edge, level="executor")
+    assert found["signatures"] == sorted(with_shim.signature_defs)
     with_shim.close()
-    expected = list(proto(outputs[0]).int64_val)
-    assert found["top"] == [expected, [], expected]

@@ -37,7 +37,8 @@ class HostProcess:
         command: Sequence[str] = [
             sys.executable,
             "-m",
-            "replay.commands.host",
+            "capture",
+            "host",
             f"--saved-model={version_dir}",
             "--grpc-listen=127.0.0.1:0",
             "--eas-listen=127.0.0.1:0",
