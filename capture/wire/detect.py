@@ -7,7 +7,8 @@ import re
 from capture.wire.events import Event, Resynced, Side, Undecodable, Unsynced
 from capture.wire.http1 import Http1Observer
 from capture.wire.http1_head import HeadMemo
-from capture.wire.http2 import PREFACE, Http2Observer
+from capture.wire.http2 import Http2Observer
+from capture.wire.http2_layer import PREFACE
 from capture.wire.observer import Observer
 
 # What a server may say before the client's first byte is seen, in bytes: an HTTP/2 server's SETTINGS and WINDOW_UPDATE

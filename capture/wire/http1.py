@@ -6,7 +6,6 @@ readers could frame differently makes the flow opaque (``Undecodable``). After a
 
 from __future__ import annotations
 
-import re
 from collections import deque
 
 from capture.wire.events import (
@@ -15,10 +14,8 @@ from capture.wire.events import (
     Headers,
     Lost,
     Missed,
-    RequestData,
     RequestEnd,
     RequestHead,
-    ResponseData,
     ResponseEnd,
     ResponseHead,
     ResponseInfo,
@@ -28,76 +25,41 @@ from capture.wire.events import (
     Unsynced,
     Upgraded,
 )
+from capture.wire.http1_framing import (
+    STATE_CLOSE,
+    STATE_HEAD,
+    STATE_LENGTH,
+    STATE_SIZE,
+    Direction,
+    Exchange,
+    FramingLayer,
+)
 from capture.wire.http1_head import (
     CHUNKED,
-    LENGTH,
-    MAX_HEAD_BYTES,
     UNTIL_CLOSE,
     HeadMemo,
     RequestLine,
     StatusLine,
-    find_bare_lf,
-    parse_fields,
-    split_lines,
 )
 from capture.wire.http1_resume import Resume
 
-# A chunk-size line with its extensions, in bytes. Nobody sends extensions; nginx and Node stop at 4-16 KiB.
-MAX_CHUNK_LINE_BYTES = 4096
-# A trailer section, in bytes.
-MAX_TRAILER_BYTES = 16 * 1024
 # Requests whose response has not ended. Real pipelining is a few deep; each costs some 200 bytes here.
 MAX_PIPELINED = 1000
 _EXCHANGE_BYTES = 250
 
-# The states of one direction. Each but HEAD belongs to one message.
-_HEAD, _LENGTH, _CLOSE, _SIZE, _CHUNK, _CHUNK_END, _TRAILERS = range(7)
 
-# RFC 9112 §7.1: hexadecimal size, then extensions, each behind a semicolon.
-_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
-
-
-class _Exchange:
-    """One request and its response."""
-
-    __slots__ = ("lost", "method", "request_done", "response_done", "stream")
-
-    def __init__(self, stream: int, method: bytes) -> None:
-        self.stream = stream
-        self.method = method
-        self.lost = False
-        self.request_done = False
-        self.response_done = False
-
-
-class _Direction:
-    """Where one direction stands."""
-
-    __slots__ = ("buf", "closed", "exchange", "left", "offset", "side", "start", "state")
-
-    def __init__(self, side: Side) -> None:
-        self.side = side
-        self.state = _HEAD
-        self.buf = bytearray()  # an incomplete head, chunk line or trailer section
-        self.left = 0  # body or chunk bytes to come
-        self.offset = 0  # bytes of this direction before the current chunk of bytes
-        self.start = 0  # offset of the head or chunk line being read: where an error is reported
-        self.exchange: _Exchange | None = None
-        self.closed = False
-
-
-class Http1Observer:
+class Http1Observer(FramingLayer):
     """Implements ``Observer`` for HTTP/1.1 and 1.0. Streams are numbered 1, 2, 3, ... in the order of requests."""
 
     def __init__(self, memo: HeadMemo | None = None, joined: bool = False) -> None:
         """``memo`` may be shared by flows. ``joined``: the flow's beginning was not seen; it starts unsynced."""
+        super().__init__()
         self._memo = memo if memo is not None else HeadMemo()
         self._own_memo = memo is None
-        self._client = _Direction(Side.CLIENT)
-        self._server = _Direction(Side.SERVER)
-        self._awaiting: deque[_Exchange] = deque()  # their response has not ended
+        self._client = Direction(Side.CLIENT)
+        self._server = Direction(Side.SERVER)
+        self._awaiting: deque[Exchange] = deque()  # their response has not ended
         self._streams = 0
-        self._dead = False
         self._pipelined = False  # a request began while a response was due: pairing cannot be found again after a gap
         self._client_bytes = 0  # of requests read, for the estimate of requests missed
         self._resume: Resume | None = Resume(Side.CLIENT) if joined else None
@@ -124,76 +86,7 @@ class Http1Observer:
         self._read(way, data, events)
         return events
 
-    def _read(self, way: _Direction, data: bytes, events: list[Event]) -> None:
-        pos, end = 0, len(data)
-        while pos < end and not self._dead:
-            state = way.state
-            if state == _HEAD:
-                pos = self._head(way, data, pos, events)
-            elif state in (_LENGTH, _CHUNK, _CLOSE):
-                take = end - pos if state == _CLOSE else min(way.left, end - pos)
-                exchange = way.exchange
-                if exchange is not None and not exchange.lost:
-                    part = data if take == end else data[pos : pos + take]
-                    events.append(
-                        ResponseData(exchange.stream, part) if way.side else RequestData(exchange.stream, part)
-                    )
-                pos += take
-                if state != _CLOSE:
-                    way.left -= take
-                    if not way.left:
-                        if state == _LENGTH:
-                            self._end(way, events)
-                        else:
-                            way.state = _CHUNK_END
-            elif state == _SIZE:
-                pos = self._chunk_line(way, data, pos, events)
-            elif state == _CHUNK_END:
-                # Strict: lenient readers of these two bytes were a request-smuggling hole (h11 before 0.16).
-                if data[pos] != b"\r\n"[way.left]:
-                    self._refuse(way, way.start, "missing CRLF after chunk", events)
-                    return
-                pos += 1
-                way.left += 1
-                if way.left == 2:
-                    way.left = 0
-                    way.state = _SIZE
-            else:
-                pos = self._trailers(way, data, pos, events)
-        way.offset += end
-
-    def _head(self, way: _Direction, data: bytes, pos: int, events: list[Event]) -> int:
-        """Reads towards the empty line; returns the position behind what was consumed."""
-        buf = way.buf
-        if not buf:
-            way.start = way.offset + pos
-            stop = data.find(b"\r\n\r\n", pos, pos + MAX_HEAD_BYTES)
-            if stop >= 0:
-                stop += 4
-                # A whole head in one piece, the usual case: no copy but the key of the memo.
-                self._begin(way, data[pos:stop], events)
-                return stop
-        seen = len(buf)
-        buf += data[pos : pos + MAX_HEAD_BYTES - seen]
-        # RFC 9112 §2.2: an empty line before a request is skipped. One, since more is no client that is known.
-        if not way.side and buf.startswith(b"\r\n\r\n"):
-            self._refuse(way, way.start, "bad request line", events)
-            return len(data)
-        stop = buf.find(b"\r\n\r\n", max(0, seen - 3))
-        if find_bare_lf(buf, seen, stop if stop >= 0 else None) >= 0:
-            self._refuse(way, way.start, "bare LF", events)
-            return len(data)
-        if stop < 0:
-            if len(buf) >= MAX_HEAD_BYTES:
-                self._refuse(way, way.start, "head too large", events)
-            return len(data)
-        stop += 4
-        raw = bytes(buf[:stop])
-        buf.clear()
-        self._begin(way, raw, events)
-        return pos + stop - seen
-
-    def _begin(self, way: _Direction, raw: bytes, events: list[Event]) -> None:
+    def _begin(self, way: Direction, raw: bytes, events: list[Event]) -> None:
         if way.side:
             status = self._memo.response(raw)
             if isinstance(status, str):
@@ -208,7 +101,7 @@ class Http1Observer:
             self._client_bytes += len(raw) + request.length
             self._begin_request(way, request, events)
 
-    def _begin_request(self, way: _Direction, head: RequestLine, events: list[Event]) -> None:
+    def _begin_request(self, way: Direction, head: RequestLine, events: list[Event]) -> None:
         if self._awaiting:
             self._pipelined = True
             if self._awaiting[-1].method == b"CONNECT":
@@ -220,20 +113,20 @@ class Http1Observer:
                 return
         self._streams += 1
         stream = self._streams
-        exchange = way.exchange = _Exchange(stream, head.method)
+        exchange = way.exchange = Exchange(stream, head.method)
         self._awaiting.append(exchange)
         events.append(RequestHead(stream, head.method, head.target, head.authority, head.headers))
         if head.method == b"CONNECT":  # has no body: what follows is the tunnel (RFC 9110 §9.3.6)
             self._end(way, events)
         elif head.framing == CHUNKED:
-            way.state = _SIZE
+            way.state = STATE_SIZE
         elif head.length:
-            way.state = _LENGTH
+            way.state = STATE_LENGTH
             way.left = head.length
         else:
             self._end(way, events)
 
-    def _begin_response(self, way: _Direction, head: StatusLine, events: list[Event]) -> None:
+    def _begin_response(self, way: Direction, head: StatusLine, events: list[Event]) -> None:
         if not self._awaiting:
             self._refuse(way, way.start, "response without request", events)
             return
@@ -252,16 +145,16 @@ class Http1Observer:
         if exchange.method == b"HEAD" or status in (204, 304):
             self._end(way, events)
         elif head.framing == CHUNKED:
-            way.state = _SIZE
+            way.state = STATE_SIZE
         elif head.framing == UNTIL_CLOSE:
-            way.state = _CLOSE
+            way.state = STATE_CLOSE
         elif head.length:
-            way.state = _LENGTH
+            way.state = STATE_LENGTH
             way.left = head.length
         else:
             self._end(way, events)
 
-    def _upgrade(self, exchange: _Exchange, head: StatusLine, events: list[Event]) -> None:
+    def _upgrade(self, exchange: Exchange, head: StatusLine, events: list[Event]) -> None:
         protocol = b"" if exchange.method == b"CONNECT" else dict(head.headers).get(b"upgrade", b"")
         if not exchange.lost:
             events.append(Upgraded(exchange.stream, protocol))
@@ -269,60 +162,11 @@ class Http1Observer:
         self._abort_all(Side.SERVER, "upgraded", events)
         self._stop()
 
-    def _chunk_line(self, way: _Direction, data: bytes, pos: int, events: list[Event]) -> int:
-        buf = way.buf
-        if not buf:
-            way.start = way.offset + pos
-        stop = data.find(b"\n", pos, pos + MAX_CHUNK_LINE_BYTES - len(buf))
-        if stop < 0:
-            buf += data[pos : pos + MAX_CHUNK_LINE_BYTES - len(buf)]
-            if len(buf) >= MAX_CHUNK_LINE_BYTES:
-                self._refuse(way, way.start, "chunk line too long", events)
-            return len(data)
-        stop += 1
-        line = bytes(buf) + data[pos:stop] if buf else data[pos:stop]
-        buf.clear()
-        match = _CHUNK_LINE.fullmatch(line)
-        if not match:
-            reason = "bad chunk size" if line.endswith(b"\r\n") else "bare LF"
-            self._refuse(way, way.start, reason, events)
-            return len(data)
-        way.left = int(match[1], 16)
-        if way.left:
-            way.state = _CHUNK
-        else:
-            way.state = _TRAILERS
-            way.start = way.offset + stop
-            buf += b"\r\n"  # so that an empty section and a full one end alike: in an empty line
-        return stop
-
-    def _trailers(self, way: _Direction, data: bytes, pos: int, events: list[Event]) -> int:
-        buf = way.buf
-        seen = len(buf)
-        buf += data[pos : pos + MAX_TRAILER_BYTES - seen]
-        stop = buf.find(b"\r\n\r\n", max(0, seen - 3))
-        if find_bare_lf(buf, seen, stop if stop >= 0 else None) >= 0:
-            self._refuse(way, way.start, "bare LF", events)
-            return len(data)
-        if stop < 0:
-            if len(buf) >= MAX_TRAILER_BYTES:
-                self._refuse(way, way.start, "trailers too large", events)
-            return len(data)
-        stop += 4
-        lines = split_lines(bytes(buf[2:stop]))
-        buf.clear()
-        fields = lines if isinstance(lines, str) else parse_fields(lines)
-        if isinstance(fields, str):
-            self._refuse(way, way.start, fields, events)
-            return len(data)
-        self._end(way, events, fields)
-        return pos + stop - seen
-
-    def _end(self, way: _Direction, events: list[Event], trailers: Headers = ()) -> None:
+    def _end(self, way: Direction, events: list[Event], trailers: Headers = ()) -> None:
         """The message of this direction is complete."""
         exchange = way.exchange
         way.exchange = None
-        way.state = _HEAD
+        way.state = STATE_HEAD
         if exchange is None:
             return
         if way.side:
@@ -345,7 +189,7 @@ class Http1Observer:
                 self._give_up(events)
             way.closed = True
             return events
-        if way.state == _CLOSE:
+        if way.state == STATE_CLOSE:
             self._end(way, events)
         way.closed = True
         if side:
@@ -376,11 +220,11 @@ class Http1Observer:
         if self._resume is not None:
             self._resume.gap(side, count)
             return events
-        if way.state == _CLOSE or (way.state == _LENGTH and count <= way.left):
+        if way.state == STATE_CLOSE or (way.state == STATE_LENGTH and count <= way.left):
             # The framing of a body of known length survives: only its bytes are gone.
             if way.exchange is not None:
                 self._lose(way.exchange, events)
-            if way.state == _LENGTH:
+            if way.state == STATE_LENGTH:
                 way.left -= count
                 if not way.left:
                     self._end(way, events)
@@ -389,14 +233,14 @@ class Http1Observer:
             self._lose(exchange, events)
         self._awaiting.clear()
         for each in (self._client, self._server):
-            each.state, each.left, each.exchange = _HEAD, 0, None
+            each.state, each.left, each.exchange = STATE_HEAD, 0, None
             each.buf.clear()
         self._resume = Resume(side, hopeless=self._pipelined)
         self._resume.gap(side, count)
         events.append(Unsynced(side))
         return events
 
-    def _seek(self, way: _Direction, data: bytes, events: list[Event]) -> None:
+    def _seek(self, way: Direction, data: bytes, events: list[Event]) -> None:
         resume = self._resume
         if resume is None:
             return
@@ -418,18 +262,18 @@ class Http1Observer:
             average = self._client_bytes // self._streams if self._streams else 0
             events.append(Missed(resume.estimate(average, 0), False))
 
-    def _open(self) -> list[_Exchange]:
+    def _open(self) -> list[Exchange]:
         """Exchanges with at least one incomplete message."""
         current = self._client.exchange
         early = [current] if current is not None and current.response_done else []
         return early + list(self._awaiting)
 
-    def _lose(self, exchange: _Exchange, events: list[Event]) -> None:
+    def _lose(self, exchange: Exchange, events: list[Event]) -> None:
         if not exchange.lost:
             exchange.lost = True
             events.append(Lost(exchange.stream))
 
-    def _abort(self, exchange: _Exchange, by: Side, reason: str, events: list[Event]) -> None:
+    def _abort(self, exchange: Exchange, by: Side, reason: str, events: list[Event]) -> None:
         if not exchange.lost:
             events.append(Aborted(exchange.stream, by, 0, reason))
 
@@ -438,7 +282,7 @@ class Http1Observer:
             self._abort(exchange, by, reason, events)
         self._awaiting.clear()
 
-    def _refuse(self, way: _Direction, offset: int, reason: str, events: list[Event]) -> None:
+    def _refuse(self, way: Direction, offset: int, reason: str, events: list[Event]) -> None:
         events.append(Undecodable(way.side, reason, offset))
         self._abort_all(way.side, "undecodable", events)
         self._stop()
@@ -449,6 +293,3 @@ class Http1Observer:
         for way in (self._client, self._server):
             way.buf.clear()
             way.exchange = None
-
-
-__all__ = ["LENGTH", "MAX_CHUNK_LINE_BYTES", "MAX_PIPELINED", "MAX_TRAILER_BYTES", "Http1Observer"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import hpack
 
-from capture.wire.http2 import PREFACE
+from capture.wire.http2_layer import PREFACE
 
 __all__ = [
     "PREFACE",
