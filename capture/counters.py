@@ -46,7 +46,7 @@ TABLE: Final[tuple[Counter, ...]] = (
     Counter("client_bytes", "relay", "Bytes relayed from clients to the model server"),
     Counter("server_bytes", "relay", "Bytes relayed from the model server to clients"),
     # Written by the worker while it lives; the relay sets the two of bytes right when it finds the worker gone.
-    Counter("tap_frames", "worker", "Tap frames that the capture worker has dealt with"),
+    Counter("tap_frames", "worker", "Tap frames that the capture worker has read"),
     Counter("tap_client_bytes", "worker", "Client bytes that the capture worker has read"),
     Counter("tap_server_bytes", "worker", "Server bytes that the capture worker has read"),
     Counter("tap_lost_client_bytes", "relay", "Client bytes that the capture worker never got"),

@@ -19,7 +19,7 @@ flow id u64, offset u64) and its payload::
 Bounded and lossy by design; a loss is always announced. With the offsets of OPEN as the start, a data frame's offset
 equals start + data + gaps of its direction: a reader may insist on it.
 
-The reader counts the frames it has dealt with in shared memory; :mod:`capture.tap_writer` says why.
+The reader counts the frames it hands out in shared memory; :mod:`capture.tap_writer` says why.
 """
 
 from __future__ import annotations
@@ -96,16 +96,14 @@ class TapReader:
         self._view = memoryview(self._buffer)
         self._start = self._end = 0
         self._greeted = False
-        self._frames = self._client = self._server = 0
 
     def read(self) -> list[Frame] | None:
         """One ``recv``, and every frame that is now complete as (kind, flow, offset, payload); None at EOF.
 
-        Calling again acknowledges the frames of the last call: if the process dies before, they count as lost. May
+        What is returned counts as read; if the process is killed before, it counts as lost. May
         return an empty list. A frame that EOF cut short (the relay was killed) is dropped. Raises TapError, and
         BlockingIOError or TimeoutError if the socket is set to.
         """
-        self._acknowledge()
         view = self._view
         if len(view) - self._end < HEADER.size + MAX_PAYLOAD:
             rest = self._end - self._start
@@ -116,6 +114,7 @@ class TapReader:
             return None
         self._end += received
         frames: list[Frame] = []
+        client = server = 0
         start, end = self._start, self._end
         while end - start >= HEADER.size:
             kind, size, flow, offset = HEADER.unpack_from(self._buffer, start)
@@ -128,9 +127,9 @@ class TapReader:
                 break
             payload = bytes(view[body : body + size])
             if kind == CLIENT:
-                self._client += size
+                client += size
             elif kind == SERVER:
-                self._server += size
+                server += size
             elif kind == HELLO:
                 self._greeted = True
                 if payload != HELLO_PAYLOAD.pack(MAGIC, VERSION):
@@ -138,12 +137,8 @@ class TapReader:
             frames.append((kind, flow, offset, payload))
             start = body + size
         self._start, self._end = (start, end) if start != end else (0, 0)
-        self._frames = len(frames)
+        if self._slots is not None:
+            self._slots[_READ_CLIENT] += client
+            self._slots[_READ_SERVER] += server
+            self._slots[_READ_FRAMES] += len(frames)
         return frames
-
-    def _acknowledge(self) -> None:
-        if self._slots is not None and self._frames:
-            self._slots[_READ_CLIENT] += self._client
-            self._slots[_READ_SERVER] += self._server
-            self._slots[_READ_FRAMES] += self._frames
-        self._frames = self._client = self._server = 0

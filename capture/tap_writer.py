@@ -1,7 +1,7 @@
 """The relay's end of the tap: never blocks, bounded in bytes and frames, exact about what it lost.
 
 How losses stay exact when a worker is killed: what was sent may still lie unread in the kernel. The reader therefore
-counts the frames it has dealt with in shared memory, and the writer keeps a ledger of (flow, size) of the frames that
+counts the frames it hands out in shared memory, and the writer keeps a ledger of (flow, size) of the frames that
 are not yet acknowledged. When the worker is gone, the ledger is what it never read.
 """
 
@@ -470,7 +470,7 @@ class TapWriter:
         self._flush()
 
     def _acknowledge(self) -> None:
-        """Strike from the ledger what the worker has dealt with."""
+        """Strike from the ledger what the worker has read."""
         ledger = self._ledger
         read: int = self._slots[_READ_FRAMES]
         for _ in range(min(read - self._acknowledged, len(ledger))):

@@ -40,12 +40,12 @@ def parse(text: str, *, lowest_port: int = 1) -> Address:
     host, colon, port = text.rpartition(":")
     if not colon or not port.isascii() or not port.isdigit():
         raise ValueError(f"{text!r} is not an address; write host:port, for example 127.0.0.1:8500")
+    if "/" in host:
+        raise ValueError(f"{text!r} is not an address; write host:port without a scheme")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
         raise ValueError(f"{text!r}: an IPv6 address stands in brackets, for example [::1]:8500")
     if not lowest_port <= int(port) <= 65535:
         raise ValueError(f"{text!r}: port {port} is not between {lowest_port} and 65535")
-    if "/" in host:
-        raise ValueError(f"{text!r} is not an address; write host:port without a scheme")
     return Address(host or "127.0.0.1", int(port))

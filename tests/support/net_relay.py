@@ -82,8 +82,12 @@ class RelayThread:
             closed = {k: v for k, v in self.counters.snapshot().items() if k.startswith("flows_closed") and v}
             raise AssertionError(f"no flow ended as {reason}: {closed}") from None
 
+    async def _stop(self) -> None:
+        await self.relay.stop(0)
+        self.tap.detach()
+
     def stop(self) -> None:
-        self.call(self.relay.stop(0))
+        self.call(self._stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

@@ -1,0 +1,130 @@
+"""``capture proxy``: run the sidecar."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from capture.config import WorkerConfig
+from capture.counters import Counters
+from proxy import address
+from proxy.logs import LineFormatter, LineSink, SinkHandler
+from proxy.relay_main import RelayConfig
+from proxy.settings import DEFAULT_STORE, Capture, Listener, Settings, SettingsError, check, load
+from proxy.supervisor import WORKER_COMMAND, Supervisor, bind
+
+#: Seconds that the last log lines may take.
+FLUSH_SECONDS = 0.5
+
+
+def proxy(
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(help="host:port to accept clients on; repeat it together with --upstream. Port 0: any free port."),
+    ] = None,
+    upstream: Annotated[
+        list[str] | None, typer.Option(help="host:port or unix:/path of the model server behind the same --listen.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings file (YAML); stands alone.")] = None,
+    store: Annotated[
+        str | None, typer.Option(help=f"SQLite store of what is captured. Default: {DEFAULT_STORE} in this directory.")
+    ] = None,
+) -> None:
+    """Relay production traffic and learn the signatures that clients use. Stop it with SIGTERM or Ctrl-C."""
+    try:
+        settings = read_settings(listen or [], upstream or [], config, store)
+    except SettingsError as error:
+        fail(str(error), 2)
+    raise typer.Exit(run(settings))
+
+
+def read_settings(listen: list[str], upstream: list[str], config: Path | None, store: str | None) -> Settings:
+    """Settings from the command line or a file. Raises SettingsError."""
+    if config is not None:
+        if listen or upstream or store:
+            raise SettingsError("--config stands alone: put --listen, --upstream and --store into the file")
+        return load(config)
+    if not listen:
+        raise SettingsError("nothing to do: give --listen and --upstream, or --config FILE.yaml")
+    if len(listen) != len(upstream):
+        raise SettingsError(f"{len(listen)} --listen and {len(upstream)} --upstream: each --listen needs one")
+    pairs = zip(listen, upstream, strict=True)
+    settings = Settings(
+        listeners=tuple(Listener(listen=one, upstream=other) for one, other in pairs),
+        capture=Capture(store=store or DEFAULT_STORE),
+    )
+    check(settings)
+    return settings
+
+
+def run(settings: Settings, worker_command: tuple[str, ...] = WORKER_COMMAND) -> int:
+    """The composition root: bind, then supervise until a signal. The exit status."""
+    sockets: list[socket.socket] = []
+    for listener in settings.listeners:
+        try:
+            sockets.append(bind(address.parse(listener.listen, lowest_port=0)))
+        except OSError as error:
+            for sock in sockets:
+                sock.close()
+            fail(f"cannot listen on {listener.listen}: {error.strerror or error}", 1)
+    sink = LineSink()
+    handler = SinkHandler(sink)
+    handler.setFormatter(LineFormatter("supervisor"))
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
+    relay, capture = settings.relay, settings.capture
+    supervisor = Supervisor(
+        sockets=sockets,
+        upstreams=[str(address.parse(listener.upstream)) for listener in settings.listeners],
+        relay=RelayConfig(
+            generation=0,
+            listeners=(),
+            max_connections=relay.max_connections,
+            connect_timeout=relay.connect_timeout,
+            first_byte_timeout=relay.first_byte_timeout,
+            half_closed_timeout=relay.half_closed_timeout,
+            closing_timeout=relay.closing_timeout,
+            keepalive_idle=relay.keepalive_idle,
+            keepalive_interval=relay.keepalive_interval,
+            tcp_user_timeout=relay.tcp_user_timeout,
+            resolve_interval=relay.resolve_interval,
+            shutdown_timeout=relay.shutdown_timeout,
+            tap_bytes=settings.tap.buffer_bytes,
+            tap_frames=settings.tap.buffer_frames,
+            log_level=settings.log_level,
+        ),
+        worker=WorkerConfig(
+            store=capture.store,
+            run=secrets.token_hex(8),
+            listeners=settings.listener_configs(),
+            limits=capture.limits,
+            refresh_after=capture.refresh_after,
+            retention=capture.retention,
+            flush_interval=capture.flush_interval,
+            log_level=settings.log_level,
+        ),
+        counters=Counters.create(),
+        sink=sink,
+        worker_command=worker_command,
+    )
+    status = asyncio.run(supervisor.run())
+    sink.flush(FLUSH_SECONDS)
+    for sock in sockets:
+        sock.close()
+    return status
+
+
+def fail(message: str, status: int) -> NoReturn:
+    """One line for the user's mistake, no traceback."""
+    print(f"capture proxy: {message}", file=sys.stderr)
+    raise typer.Exit(status)
+
+
+if __name__ == "__main__":
+    typer.run(proxy)

@@ -1,0 +1,151 @@
+"""The relay process. Started by the supervisor with inherited descriptors: configuration (JSON), control, counters.
+
+Control is a SOCK_SEQPACKET pair. The relay says ``ready`` once it accepts; the supervisor says ``tap`` with a socket
+attached (SCM_RIGHTS) when a new worker reads, and ``stop``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import logging
+import os
+import socket
+import sys
+from typing import Any, Literal
+
+import msgspec
+
+from capture.counters import SLOT, Counters
+from capture.tap_writer import TapWriter
+from proxy import address
+from proxy.flow import Deadlines, KeepAlive
+from proxy.logs import LineFormatter, PipeHandler
+from proxy.relay import Relay, raise_descriptor_limit
+from proxy.upstream import Upstream
+
+log = logging.getLogger("relay")
+
+READY = b"ready"
+TAP = b"tap"
+STOP = b"stop"
+#: Flow ids of one relay process; the generation stands above.
+GENERATION_BITS = 40
+#: Seconds that the last frames may take to reach a worker that reads.
+TAP_DRAIN_SECONDS = 1.0
+
+
+class RelayListener(msgspec.Struct, frozen=True):
+    """A bound socket that the process inherits, and where its flows go."""
+
+    fd: int
+    upstream: str
+
+
+class RelayConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything of one relay process, in seconds, bytes or counts. ``max_connections`` 0: what descriptors allow."""
+
+    generation: int
+    listeners: tuple[RelayListener, ...]
+    max_connections: int = 0
+    connect_timeout: float = Deadlines().connect
+    first_byte_timeout: float = Deadlines().first_byte
+    half_closed_timeout: float = Deadlines().half_closed
+    closing_timeout: float = Deadlines().closing
+    keepalive_idle: int = KeepAlive().idle
+    keepalive_interval: int = KeepAlive().interval
+    tcp_user_timeout: float = KeepAlive().user_timeout
+    resolve_interval: float = 30.0
+    shutdown_timeout: float = 10.0
+    tap_bytes: int = 8 << 20
+    tap_frames: int = 16384
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """uvloop; plain asyncio is for development and says so."""
+    try:
+        import uvloop
+    except ImportError:
+        log.warning("uvloop is missing: plain asyncio is for development only")
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
+
+
+async def run(config: RelayConfig, control: socket.socket, counters: Counters) -> None:
+    """Relay until told to stop, or until the supervisor is gone."""
+    loop = asyncio.get_running_loop()
+    # A callback's exception goes the way of all log lines: asyncio's own handler would write to a blocking stderr.
+    loop.set_exception_handler(_log_failure)
+    tap = TapWriter(
+        loop,
+        counters.slots,
+        first_flow=(config.generation << GENERATION_BITS) | 1,
+        max_bytes=config.tap_bytes,
+        max_frames=config.tap_frames,
+    )
+    fit = raise_descriptor_limit()
+    relay = Relay(
+        loop,
+        tap,
+        counters.slots,
+        max_connections=min(config.max_connections or fit, fit),
+        deadlines=Deadlines(
+            config.connect_timeout, config.first_byte_timeout, config.half_closed_timeout, config.closing_timeout
+        ),
+        keep_alive=KeepAlive(config.keepalive_idle, config.keepalive_interval, config.tcp_user_timeout),
+    )
+    stopping = asyncio.Event()
+
+    def on_control() -> None:
+        try:
+            message, fds, _, _ = socket.recv_fds(control, 64, 4)
+        except BlockingIOError:
+            return
+        if message == TAP and fds:
+            tap.attach(socket.socket(fileno=fds[0]))
+        else:  # STOP, or EOF
+            loop.remove_reader(control)
+            stopping.set()
+
+    control.setblocking(False)
+    loop.add_reader(control, on_control)
+    for listener in config.listeners:
+        upstream = Upstream(address.parse(listener.upstream), resolve_interval=config.resolve_interval)
+        await relay.listen(socket.socket(fileno=listener.fd), upstream)
+    control.send(READY)
+    # What lives now lives for good; the rest is collected rarely, since a full collection is a pause for all flows.
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+    await stopping.wait()
+    await relay.stop(config.shutdown_timeout)
+    await tap.drain(TAP_DRAIN_SECONDS)
+    tap.close()
+
+
+def _log_failure(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    log.error(str(context.get("message")), extra={"fields": {"cause": repr(context.get("exception"))}})
+
+
+def main() -> None:
+    """``python -m proxy.relay_main --config-fd N --control-fd N --counters-fd N``; stderr is the log pipe."""
+    parser = argparse.ArgumentParser()
+    for name in ("config", "control", "counters"):
+        parser.add_argument(f"--{name}-fd", type=int, required=True)
+    options = parser.parse_args()
+    with open(options.config_fd, "rb") as file:
+        config = msgspec.json.decode(file.read(), type=RelayConfig)
+    counters = Counters(options.counters_fd)
+    os.set_blocking(sys.stderr.fileno(), False)
+    dropped = SLOT["relay_log_dropped"]
+    handler = PipeHandler(sys.stderr.fileno(), counters.slots[dropped : dropped + 1])
+    handler.setFormatter(LineFormatter("relay"))
+    logging.basicConfig(level=config.log_level.upper(), handlers=[handler])
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(run(config, socket.socket(fileno=options.control_fd), counters))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""The one table of settings: what a settings file may say, with defaults, units and help.
+
+An unknown key is an error that names the nearest known one; a bad value names its place and the remedy.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from capture.config import Limits, ListenerConfig
+from proxy import address
+from proxy.flow import Deadlines, KeepAlive
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+Seconds = Annotated[float, Meta(ge=0)]
+DEFAULT_STORE = "warmtap.sqlite"
+
+
+class SettingsError(ValueError):
+    """What the user wrote cannot be used. One line that names the place and the remedy."""
+
+
+class Listener(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One address to listen on and the model server behind it."""
+
+    listen: Annotated[
+        str, Meta(description="host:port to accept clients on; :port is loopback only, port 0 any free port")
+    ]
+    upstream: Annotated[str, Meta(description="host:port or unix:/path of the model server")]
+    name: Annotated[str, Meta(description="shown in reports; the listen address if empty")] = ""
+    dialect: Annotated[str, Meta(description="how the traffic is read: auto (by path) or the name of a dialect")] = (
+        "auto"
+    )
+    service: Annotated[str, Meta(description="EAS service name, where the path does not tell it")] = ""
+    version: Annotated[str, Meta(description="model version, where neither request nor response tells it (EAS)")] = ""
+
+
+class Relay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The data path. Every deadline ends in a reset of both sides, counted as flows_closed_<reason>; 0 is never."""
+
+    connect_timeout: Annotated[Seconds, Meta(description="seconds from accept until the model server has accepted")] = (
+        Deadlines().connect
+    )
+    first_byte_timeout: Annotated[
+        Seconds,
+        Meta(
+            description="seconds from the client's first byte to the server's, noticed after once to twice the time; "
+            "off by default, since a cold graph build may take minutes"
+        ),
+    ] = Deadlines().first_byte
+    half_closed_timeout: Annotated[Seconds, Meta(description="seconds without a byte after one side has ended")] = (
+        Deadlines().half_closed
+    )
+    closing_timeout: Annotated[
+        Seconds, Meta(description="seconds without progress after both sides have ended and data is unsent")
+    ] = Deadlines().closing
+    keepalive_idle: Annotated[
+        int, Meta(ge=0, le=32767, description="seconds of silence before TCP probes a peer; 0 leaves the kernel's")
+    ] = KeepAlive().idle
+    keepalive_interval: Annotated[
+        int, Meta(ge=1, le=32767, description="seconds between probes; five unanswered end the connection")
+    ] = KeepAlive().interval
+    tcp_user_timeout: Annotated[
+        Seconds, Meta(description="seconds that sent data may stay unacknowledged, or a peer refuse to read")
+    ] = KeepAlive().user_timeout
+    max_connections: Annotated[
+        int, Meta(ge=0, description="clients at once, over all listeners; 0 is what the descriptor limit allows")
+    ] = 0
+    resolve_interval: Annotated[
+        Seconds, Meta(description="seconds after which an upstream name is looked up again")
+    ] = 30.0
+    shutdown_timeout: Annotated[
+        Seconds, Meta(description="seconds that connections may go on after SIGTERM before they are reset")
+    ] = 10.0
+
+
+class Tap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What may wait between the relay and the capture worker. Beyond it capture loses, never the client."""
+
+    buffer_bytes: Annotated[int, Meta(ge=1 << 20, description="bytes, held in the relay")] = 8 << 20
+    buffer_frames: Annotated[int, Meta(ge=1024, description="frames (one per chunk read)")] = 16384
+
+
+class Capture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is kept of the traffic."""
+
+    store: Annotated[str, Meta(min_length=1, description="path of the SQLite store")] = DEFAULT_STORE
+    limits: Annotated[Limits, Meta(description="bounds of the capture worker, in bytes, counts or seconds")] = Limits()
+    refresh_after: Annotated[
+        Seconds, Meta(description="seconds after which a sample is replaced by a newer request of its signature")
+    ] = 86400.0
+    retention: Annotated[
+        Seconds, Meta(description="seconds after which what is not seen is deleted; 0 keeps it for ever")
+    ] = 30 * 86400.0
+    flush_interval: Annotated[
+        float, Meta(gt=0, description="seconds between two writes of counted hits; a new signature is written at once")
+    ] = 1.0
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A settings file."""
+
+    listeners: Annotated[tuple[Listener, ...], Meta(min_length=1, description="addresses and their model servers")]
+    relay: Annotated[Relay, Meta(description="the data path")] = Relay()
+    tap: Annotated[Tap, Meta(description="between the relay and the capture worker")] = Tap()
+    capture: Annotated[Capture, Meta(description="what is kept")] = Capture()
+    log_level: Annotated[LogLevel, Meta(description="debug, info, warning or error")] = "info"
+
+    def listener_configs(self) -> tuple[ListenerConfig, ...]:
+        """The listeners as the capture worker wants them."""
+        return tuple(
+            ListenerConfig(listener.name or listener.listen, listener.dialect, listener.service, listener.version)
+            for listener in self.listeners
+        )
+
+
+def load(path: Path) -> Settings:
+    """Read a YAML file. Raises SettingsError."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from None
+    try:
+        data = msgspec.yaml.decode(text)
+    except msgspec.DecodeError as error:
+        raise SettingsError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    try:
+        return from_data(data)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from None
+
+
+def from_data(data: Any) -> Settings:
+    """Check plain data (what YAML gives). Raises SettingsError."""
+    try:
+        settings = msgspec.convert(data, Settings)
+    except msgspec.ValidationError as error:
+        raise SettingsError(_explain(str(error))) from None
+    check(settings)
+    return settings
+
+
+def check(settings: Settings) -> None:
+    """What types cannot say. Raises SettingsError."""
+    seen: dict[address.Address, str] = {}
+    for number, listener in enumerate(settings.listeners):
+        place = f"listeners[{number}]"
+        try:
+            listen = address.parse(listener.listen, lowest_port=0)
+        except ValueError as error:
+            raise SettingsError(f"{place}.listen: {error}") from None
+        if listen.path:
+            raise SettingsError(f"{place}.listen: {listener.listen!r}: listening on a Unix socket is not supported")
+        try:
+            upstream = address.parse(listener.upstream)
+        except ValueError as error:
+            raise SettingsError(f"{place}.upstream: {error}") from None
+        if listen == upstream:
+            raise SettingsError(f"{place}.upstream: {listener.upstream!r} is the listen address itself")
+        if listen.port and listen in seen:
+            raise SettingsError(f"{place}.listen: {listener.listen!r} is already taken by {seen[listen]}")
+        seen[listen] = place
+
+
+def _explain(message: str) -> str:
+    """One line with the place first, from msgspec's "... - at `$.place`"."""
+    text, _, place = message.partition(" - at `$")
+    place = re.sub(r"^\.", "", place.rstrip("`"))
+    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", text):
+        key = unknown[1]
+        known = _keys(place)
+        near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+        return f"{place}.{key}".lstrip(".") + f": unknown key; {hint}"
+    if missing := re.fullmatch(r"Object missing required field `(.*)`", text):
+        return f"{place}.{missing[1]}".lstrip(".") + ": missing"
+    if enum := re.fullmatch(r"Invalid enum value (.*)", text):
+        return f"{place}: {enum[1]} is not known; debug, info, warning or error"
+    return f"{place or 'settings'}: {text[:1].lower()}{text[1:]}"
+
+
+def _keys(place: str) -> list[str]:
+    """Known keys at a place such as ``capture.limits`` or ``listeners[1]``."""
+    at: Any = Settings
+    for name in filter(None, re.sub(r"\[[^]]*\]", "", place).split(".")):
+        found: Any = {field.name: field for field in msgspec.structs.fields(at)}[name].type
+        info = msgspec.inspect.type_info(found)
+        while isinstance(info, msgspec.inspect.Metadata):
+            info = info.type
+        if isinstance(info, msgspec.inspect.VarTupleType):
+            info = info.item_type
+        at = info.cls if isinstance(info, msgspec.inspect.StructType) else Settings
+    return list(at.__struct_fields__)

@@ -1,0 +1,138 @@
+"""Settings: what is wrong is told in one line, with its place and what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import typer
+
+from proxy import address, command
+from proxy.settings import Settings, SettingsError, from_data, load
+
+ROOT = Path(__file__).parents[2]
+ONE = {"listen": "127.0.0.1:8500", "upstream": "127.0.0.1:18500"}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            {"listeners": [ONE], "relay": {"conect_timeout": 1}},
+            "relay.conect_timeout: unknown key; did you mean connect_timeout?",
+        ),
+        (
+            {"listeners": [ONE | {"dialekt": "eas"}]},
+            "listeners[0].dialekt: unknown key; did you mean dialect?",
+        ),
+        (
+            {"listeners": [ONE], "capture": {"limits": {"request_byts": 1}}},
+            "capture.limits.request_byts: unknown key; did you mean request_bytes?",
+        ),
+        (
+            {"listeners": [ONE], "zzz": 1},
+            "zzz: unknown key; known are listeners, relay, tap, capture, log_level",
+        ),
+        (
+            {"listeners": [ONE], "relay": {"connect_timeout": "5s"}},
+            "relay.connect_timeout: expected `float`, got `str`",
+        ),
+        ({"listeners": [ONE], "relay": {"connect_timeout": -1}}, "relay.connect_timeout: expected `float` >= 0.0"),
+        ({"listeners": [ONE], "log_level": "loud"}, "log_level: 'loud' is not known; debug, info, warning or error"),
+        ({}, "listeners: missing"),
+        (None, "settings: expected `object`, got `null`"),
+        ({"listeners": []}, "listeners: expected `array` of length >= 1"),
+        ({"listeners": [{"listen": ":8500"}]}, "listeners[0].upstream: missing"),
+        (
+            {"listeners": [ONE | {"listen": "8500"}]},
+            "listeners[0].listen: '8500' is not an address; write host:port, for example 127.0.0.1:8500",
+        ),
+        (
+            {"listeners": [ONE | {"upstream": "http://a:1"}]},
+            "listeners[0].upstream: 'http://a:1' is not an address; write host:port without a scheme",
+        ),
+        (
+            {"listeners": [ONE | {"upstream": "::1:9"}]},
+            "listeners[0].upstream: '::1:9': an IPv6 address stands in brackets, for example [::1]:8500",
+        ),
+        (
+            {"listeners": [ONE | {"upstream": "a:70000"}]},
+            "listeners[0].upstream: 'a:70000': port 70000 is not between 1 and 65535",
+        ),
+        (
+            {"listeners": [ONE | {"upstream": "unix:sock"}]},
+            "listeners[0].upstream: 'unix:sock': a Unix socket is written unix:/absolute/path",
+        ),
+        (
+            {"listeners": [ONE, ONE | {"listen": ":8500"}]},
+            "listeners[1].listen: ':8500' is already taken by listeners[0]",
+        ),
+        (
+            {"listeners": [ONE | {"upstream": ":8500"}]},
+            "listeners[0].upstream: ':8500' is the listen address itself",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line(data: Any, message: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        from_data(data)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("listen", "upstream", "message"),
+    [
+        ([], [], "nothing to do: give --listen and --upstream, or --config FILE.yaml"),
+        ([":1", ":2"], [":3"], "2 --listen and 1 --upstream: each --listen needs one"),
+        ([":1"], ["x"], "listeners[0].upstream: 'x' is not an address; write host:port, for example 127.0.0.1:8500"),
+    ],
+)
+def test_a_mistake_on_the_command_line(
+    listen: list[str], upstream: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit) as end:
+        command.proxy(listen, upstream)
+    assert end.value.exit_code == 2
+    assert capsys.readouterr().err == f"capture proxy: {message}\n"
+
+
+def test_a_file_is_named_in_its_errors(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    with pytest.raises(SettingsError, match=r"s\.yaml: No such file or directory"):
+        load(path)
+    path.write_text("listeners: [")
+    with pytest.raises(SettingsError, match=r"s\.yaml: not YAML: "):
+        load(path)
+    path.write_text("listeners: []")
+    with pytest.raises(SettingsError, match=r"s\.yaml: listeners: expected"):
+        load(path)
+
+
+def test_the_example_loads_and_shows_the_defaults() -> None:
+    settings = load(ROOT / "config" / "example.yaml")
+    assert settings == Settings(listeners=settings.listeners)
+
+
+def test_every_setting_has_a_help_text() -> None:
+    def check(cls: Any) -> None:
+        for field in msgspec.structs.fields(cls):
+            info = msgspec.inspect.type_info(field.type)
+            assert isinstance(info, msgspec.inspect.Metadata), field.name
+            assert info.extra_json_schema is not None, field.name
+            assert info.extra_json_schema["description"], field.name
+            inner = info.type.item_type if isinstance(info.type, msgspec.inspect.VarTupleType) else info.type
+            if isinstance(inner, msgspec.inspect.StructType) and inner.cls.__module__ == "proxy.settings":
+                check(inner.cls)
+
+    check(Settings)
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:80", "[::1]:80", "model:80", "unix:/run/s"])
+def test_addresses_read_back(text: str) -> None:
+    assert str(address.parse(text)) == text
+
+
+def test_an_address_without_host_is_loopback() -> None:
+    assert address.parse(":80") == ("127.0.0.1", 80, "")

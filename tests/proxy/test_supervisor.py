@@ -1,0 +1,325 @@
+"""``capture proxy`` as three processes: any of them may be killed or stopped, and no client notices."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import http.server
+import os
+import random
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from proxy.supervisor import Backoff
+from tests.support.net_relay import PATIENCE, receive_all, receive_until_end, server, until
+from tests.support.net_sidecar import Sidecar, wait_gone
+
+pytestmark = pytest.mark.server
+DOUBLE = "tests.support.net_sidecar_main"
+
+
+class Echo(http.server.BaseHTTPRequestHandler):
+    """Answers a POST with the SHA-256 of its body."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "64")
+        self.end_headers()
+        self.wfile.write(hashlib.sha256(body).hexdigest().encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def model() -> Iterator[str]:
+    """Address of a real HTTP/1.1 server."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Echo) as httpd:
+        httpd.daemon_threads = True
+        thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+        thread.join()
+
+
+class Load:
+    """Clients that post random bodies and check every answer, with and without keep-alive, until told to stop."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._stop = threading.Event()
+        self.answered = 0
+        self.failures: list[str] = []
+        self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(4)]
+
+    def _run(self, number: int) -> None:
+        rng, keep = random.Random(number), number % 2 == 0
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE)
+        while not self._stop.is_set():
+            body = rng.randbytes(rng.choice((10, 10_000, 200_000)))
+            try:
+                connection.request("POST", "/", body)
+                answer = connection.getresponse().read()
+            except OSError as error:
+                self.failures.append(repr(error))
+                break
+            if answer != hashlib.sha256(body).hexdigest().encode():
+                self.failures.append(f"{len(body)} bytes: wrong answer")
+            self.answered += 1
+            if not keep:
+                connection.close()
+        connection.close()
+
+    def more(self, requests: int = 300) -> None:
+        """Wait until so many more were answered."""
+        goal = self.answered + requests
+        until(lambda: self.answered >= goal or self.failures)
+        assert not self.failures
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def settings_file(tmp_path: Path, upstream: str, shutdown: float = 0) -> str:
+    path = tmp_path / "settings.yaml"
+    path.write_text(
+        f"listeners: [{{listen: '127.0.0.1:0', upstream: '{upstream}'}}]\nrelay: {{shutdown_timeout: {shutdown}}}\n"
+    )
+    return str(path)
+
+
+def balanced(sidecar: Sidecar) -> dict[str, int]:
+    """The counters, once every relayed byte is read or lost."""
+    counters = sidecar.counters()
+    os.close(counters.fd)
+
+    def even() -> bool:
+        now = counters.snapshot()
+        return all(
+            now[f"{side}_bytes"] == now[f"tap_{side}_bytes"] + now[f"tap_lost_{side}_bytes"] > 0
+            for side in ("client", "server")
+        )
+
+    try:
+        until(even)
+    except AssertionError:
+        raise AssertionError(f"no balance: {counters.snapshot()}") from None
+    return counters.snapshot()
+
+
+def test_several_listeners_a_ready_line_and_a_clean_stop(tmp_path: Path, model: str) -> None:
+    pair = ("--listen", "127.0.0.1:0", "--upstream", model)
+    with Sidecar(*pair, *pair, cwd=tmp_path, module=DOUBLE) as sidecar:
+        ports = sidecar.ready()
+        assert len(set(ports)) == 2
+        for port in ports:
+            with Load(port) as load:
+                load.more(20)
+        assert balanced(sidecar)["tap_lost_client_bytes"] == 0
+        assert sidecar.stop(signal.SIGINT) == 0
+    assert not [line for line in sidecar.lines if "level=error" in line]
+
+
+def test_with_the_real_worker(tmp_path: Path, model: str) -> None:
+    with Sidecar("--listen", "127.0.0.1:0", "--upstream", model, "--store", "s.sqlite", cwd=tmp_path) as sidecar:
+        with Load(sidecar.ready()[0]) as load:
+            load.more(50)
+        assert balanced(sidecar)["tap_lost_client_bytes"] == 0
+    assert (tmp_path / "s.sqlite").exists()
+
+
+def test_killing_the_worker_fails_no_request_and_capture_resumes(tmp_path: Path, model: str) -> None:
+    """A dead worker (EPIPE each turn) costs no request; what it missed is counted to the byte."""
+    with Sidecar("--config", settings_file(tmp_path, model), cwd=tmp_path, module=DOUBLE) as sidecar:
+        with Load(sidecar.ready()[0]) as load:
+            for start in (1, 2, 3):
+                load.more()
+                os.kill(sidecar.pid("worker", start), signal.SIGKILL)
+                load.more()
+                sidecar.pid("worker", start + 1)
+            read = balanced_later(sidecar)
+            load.more()
+        now = balanced(sidecar)
+        assert now["tap_detached"] == 3
+        assert now["worker_starts"] == 4
+        assert now["tap_client_bytes"] > read
+        assert not load.failures
+    assert not [line for line in sidecar.lines if "offset" in line]
+
+
+def balanced_later(sidecar: Sidecar) -> int:
+    """Client bytes read so far."""
+    counters = sidecar.counters()
+    os.close(counters.fd)
+    return counters.snapshot()["tap_client_bytes"]
+
+
+def test_a_stopped_worker_fails_no_request_and_loses_exactly(tmp_path: Path, model: str) -> None:
+    """A stopped worker: the buffer fills, bytes are lost and counted, and capture goes on when it does."""
+    with Sidecar("--config", settings_file(tmp_path, model), cwd=tmp_path, module=DOUBLE) as sidecar:
+        with Load(sidecar.ready()[0]) as load:
+            load.more()
+            worker = sidecar.pid("worker")
+            os.kill(worker, signal.SIGSTOP)
+            counters = sidecar.counters()
+            os.close(counters.fd)
+            until(lambda: counters.snapshot()["tap_lost_client_bytes"] > 1_000_000 or load.failures)
+            load.more()
+            os.kill(worker, signal.SIGCONT)
+            load.more()
+        now = balanced(sidecar)
+        assert (now["tap_detached"], now["worker_starts"]) == (0, 1)
+        assert not load.failures
+    assert not [line for line in sidecar.lines if "offset" in line]
+
+
+def test_killing_the_relay_refuses_no_connection(tmp_path: Path, model: str) -> None:
+    """The listener outlives the relay: a new connection waits in the backlog for the next one."""
+    with Sidecar("--config", settings_file(tmp_path, model), cwd=tmp_path, module=DOUBLE) as sidecar:
+        (port,) = sidecar.ready()
+        with Load(port) as load:
+            load.more(50)
+        os.kill(sidecar.pid("relay"), signal.SIGKILL)
+        for _ in range(20):
+            with Load(port) as load:
+                load.more(2)
+            assert not load.failures
+        sidecar.pid("worker", 2)
+        until(lambda: balanced_later(sidecar) > 0)
+        with Load(port) as load:
+            load.more(50)
+        assert balanced(sidecar)["relay_starts"] == 2
+
+
+def test_killing_the_supervisor_ends_both_children(tmp_path: Path, model: str) -> None:
+    with Sidecar("--config", settings_file(tmp_path, model), cwd=tmp_path, module=DOUBLE) as sidecar:
+        sidecar.ready()
+        children = sidecar.pid("relay"), sidecar.pid("worker")
+        sidecar.stop(signal.SIGKILL)
+        for pid in children:
+            wait_gone(pid)
+
+
+def test_a_stop_lets_flows_finish_and_resets_the_rest(tmp_path: Path) -> None:
+    asked = threading.Event()
+    answer = threading.Event()
+
+    def handle(sock: socket.socket) -> None:
+        sock.recv(10)
+        asked.set()
+        answer.wait(PATIENCE)
+        sock.sendall(b"late answer")
+
+    with server(handle) as upstream:
+        config = settings_file(tmp_path, str(upstream), 5)
+        with Sidecar("--config", config, cwd=tmp_path, module=DOUBLE) as sidecar:
+            (port,) = sidecar.ready()
+            with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+                client.sendall(b"?")
+                asked.wait(PATIENCE)
+                sidecar.process.send_signal(signal.SIGTERM)
+                sidecar.wait_for("msg=stopping")
+                answer.set()
+                client.shutdown(socket.SHUT_WR)
+                assert receive_all(client) == b"late answer"
+            assert sidecar.process.wait(PATIENCE) == 0
+
+
+def test_a_slow_reader_of_64_mb_costs_the_relay_little_memory(tmp_path: Path) -> None:
+    """Memory per flow is bounded whatever the body's size: the resident set of the relay process."""
+    body = b"x" * (64 << 20)
+    with server(lambda sock: sock.sendall(body)) as upstream:
+        config = settings_file(tmp_path, str(upstream))
+        with Sidecar("--config", config, cwd=tmp_path, module=DOUBLE) as sidecar:
+            (port,) = sidecar.ready()
+            relay = sidecar.pid("relay")
+            before = resident(relay)
+            with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+                counters = sidecar.counters()
+                os.close(counters.fd)
+                seen = -1
+                while seen != (seen := counters.snapshot()["server_bytes"]) or not seen:
+                    threading.Event().wait(0.2)  # until the server is held back
+                held = resident(relay) - before
+                got, _ = receive_until_end(client)
+            assert len(got) == len(body)
+            # One chunk on the way and the tap's buffer; 64 MB would be the body.
+            assert held < 12 << 20, held
+            assert resident(relay) - before < 16 << 20
+
+
+def resident(pid: int) -> int:
+    """Bytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return 1024 * int(status.partition("VmRSS:")[2].split()[0])
+
+
+def test_an_unread_stderr_stops_nobody(tmp_path: Path, model: str) -> None:
+    """Logging blocks: with stderr a full pipe that nobody reads, the sidecar serves, restarts a worker, and stops."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write, b"\n" * 4096)
+    os.set_blocking(write, True)
+    sidecar = Sidecar("--listen", f"127.0.0.1:{port}", "--upstream", model, cwd=tmp_path, stderr=write)
+
+    def serves() -> bool:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return True
+        return False
+
+    until(serves)
+    with Load(port) as load:
+        load.more(100)
+        counters = sidecar.counters()
+        os.close(counters.fd)
+        for pid in children(sidecar.process.pid, "capture.worker"):
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: counters.snapshot()["worker_starts"] == 2)
+        load.more(100)
+    assert not load.failures
+    assert sidecar.stop() == 0
+    os.close(read)
+    os.close(write)
+
+
+def children(parent: int, word: str) -> list[int]:
+    pids = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [int(pid) for pid in pids if word in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+def test_an_address_in_use_is_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with Sidecar("--listen", address, "--upstream", "127.0.0.1:1", cwd=tmp_path) as sidecar:
+            assert sidecar.process.wait(PATIENCE) == 1
+    assert sidecar.lines == [f"capture proxy: cannot listen on {address}: Address already in use"]
+
+
+def test_restarts_wait_longer_while_a_child_dies_quickly() -> None:
+    backoff = Backoff()
+    assert [backoff.after(1) for _ in range(9)] == [0, 0.5, 1, 2, 4, 8, 16, 30, 30]
+    assert backoff.after(60) == 0
+    assert [backoff.after(1) for _ in range(2)] == [0, 0.5]

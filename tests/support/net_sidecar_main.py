@@ -1,0 +1,16 @@
+"""``capture proxy`` with the worker of net_worker.py instead of the real one; the same arguments."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from proxy import command
+
+WORKER = (sys.executable, "-m", "tests.support.net_worker")
+_run = command.run
+command.run = lambda settings: _run(settings, WORKER)  # type: ignore[misc,assignment]
+
+if __name__ == "__main__":
+    typer.run(command.proxy)
