@@ -60,13 +60,7 @@ class Block:
     pseudo: bool
     verified: bool
     fault: str
-
-    @property
-    def is_request(self) -> bool:
-        """Complete as a request's head (RFC 9113 §8.3.1; CONNECT has an authority only)."""
-        if not self.method or self.status:
-            return False
-        return bool(self.authority) if self.method == b"CONNECT" else bool(self.path and self.scheme)
+    is_request: bool  # complete as a request's head (RFC 9113 §8.3.1; CONNECT has an authority only)
 
     @property
     def plausible(self) -> bool:
@@ -254,7 +248,7 @@ def _huffman_cached(raw: bytes) -> bytes:
 
 
 def _unusable(fault: str) -> Block:
-    return Block(b"", b"", b"", b"", 0, (), False, False, fault)
+    return Block(b"", b"", b"", b"", 0, (), False, False, fault, False)
 
 
 def classify(pairs: list[tuple[bytes, bytes]], verified: bool) -> Block:
@@ -280,4 +274,7 @@ def classify(pairs: list[tuple[bytes, bytes]], verified: bool) -> Block:
     if not authority and method:
         authority = next((value for name, value in fields if name == b"host"), b"")
     code = int(status) if status else 0
-    return Block(method, scheme, path, authority, code, tuple(fields), bool(pseudo), verified, "")
+    complete = bool(authority) if method == b"CONNECT" else bool(method and path and scheme)
+    return Block(
+        method, scheme, path, authority, code, tuple(fields), bool(pseudo), verified, "", complete and not code
+    )

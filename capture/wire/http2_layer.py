@@ -7,6 +7,7 @@ DATA passes through; of other frames one payload is held at a time.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from struct import Struct
 
 from capture.wire.events import Event, Headers, RequestData, ResponseData, Side
 from capture.wire.hpack_table import HpackTable
@@ -41,6 +42,9 @@ MAX_CONTINUATIONS = 128
 MAX_SETTINGS_BYTES = 6 * 256
 # Fixed payload lengths of frames that are only skipped (§6.3, §6.7, §6.9), in bytes.
 _SKIPPED_LENGTH = {PRIORITY: 5, PING: 8, WINDOW_UPDATE: 4}
+
+# Length (24 bits, in two parts), type, flags, stream: §4.1.
+_unpack_header = Struct(">HBBBI").unpack_from
 
 STATE_PREFACE, STATE_HEADER, STATE_PAD_LENGTH, STATE_DATA, STATE_SKIP, STATE_COLLECT = range(6)
 
@@ -116,13 +120,13 @@ class FrameLayer(ABC):
                     pos += need
                     if len(buf) < HEADER_BYTES:
                         break
-                    header = bytes(buf)
+                    high, low, kind, flags, stream = _unpack_header(buf)
                     buf.clear()
                 else:
                     way.start = way.offset + pos
-                    header = data[pos : pos + HEADER_BYTES]
+                    high, low, kind, flags, stream = _unpack_header(data, pos)
                     pos += HEADER_BYTES
-                self._frame(way, header, events)
+                self._frame(way, high << 8 | low, kind, flags, stream & 0x7FFFFFFF, events)
             elif state == STATE_DATA:
                 left = way.left
                 take = left if left <= end - pos else end - pos
@@ -182,16 +186,15 @@ class FrameLayer(ABC):
                 return
         way.offset += end
 
-    def _frame(self, way: Direction, header: bytes, events: list[Event]) -> None:
+    def _frame(self, way: Direction, length: int, kind: int, flags: int, stream: int, events: list[Event]) -> None:
         """A frame header is complete: checks it and decides what happens to the payload."""
-        length = int.from_bytes(header[:3], "big")
-        kind, flags = header[3], header[4]
-        stream = int.from_bytes(header[5:], "big") & 0x7FFFFFFF
         way.kind, way.flags, way.stream, way.left, way.padding = kind, flags, stream, length, 0
         if length > way.max_frame:
             self._broken(way, "frame too large", events)
             return
-        if (way.block_stream != 0) != (kind == CONTINUATION) or (way.block_stream > 0 and way.block_stream != stream):
+        if (way.block_stream or kind == CONTINUATION) and (
+            not way.block_stream or kind != CONTINUATION or (way.block_stream > 0 and way.block_stream != stream)
+        ):
             if way.block_stream or not way.gapped:
                 self._broken(way, "header block interrupted", events)
                 return

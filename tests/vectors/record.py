@@ -5,8 +5,8 @@
 Not part of the test run. Needs grpcio, grpclib, requests and aiohttp (this environment), curl, nghttp and nghttpd
 (Debian nghttp2-client, nghttp2-server), and under DIR: ``node_modules`` with @grpc/grpc-js and @bufbuild/buf, and
 ``grpcurl``. A tool that is missing leaves its vectors as they are, and says so. The expected events are written by the
-observer and are not evidence by themselves: ``test_recorded.py`` reads the same bytes with hpack and h2-like framing
-of its own, and compares.
+observer and are not evidence by themselves: ``test_recorded.py`` reads the same bytes with the hpack library and
+framing of its own, and compares.
 """
 
 from __future__ import annotations
@@ -221,6 +221,7 @@ async def http_server() -> AsyncIterator[int]:
 async def nghttpd(*options: str) -> AsyncIterator[int]:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "file").write_text("hello " * 20)
+        Path(folder, "style").write_text("pushed")
         import socket
 
         with socket.socket() as probe:
@@ -282,31 +283,31 @@ def _buf(address: str, tools: Path, work: Path) -> list[str]:
 _POST = ("-d", "x" * 100)
 # name -> (server, client, note)
 CASES: dict[str, tuple[Callable[[], object], Command, str]] = {
-    "http2/grpcio": (grpc_server, _python(GRPCIO, "NoCompression"), "grpcio: unary calls, trailers-only error, metadata"),
-    "http2/grpcio-gzip": (grpc_server, _python(GRPCIO, "Gzip"), "grpcio with gzip-compressed messages"),
-    "http2/grpcio-deflate": (grpc_server, _python(GRPCIO, "Deflate"), "grpcio with deflate-compressed messages"),
-    "http2/grpcio-concurrent": (grpc_server, _python(GRPCIO_CONCURRENT), "grpcio: interleaved calls, a deadline: RST_STREAM"),
+    "http2/grpcio": (grpc_server, _python(GRPCIO, "NoCompression"), "grpcio: unary, trailers-only error, metadata"),
+    "http2/grpcio-gzip": (grpc_server, _python(GRPCIO, "Gzip"), "grpcio, gzip-compressed messages"),
+    "http2/grpcio-deflate": (grpc_server, _python(GRPCIO, "Deflate"), "grpcio, deflate-compressed messages"),
+    "http2/grpcio-concurrent": (grpc_server, _python(GRPCIO_CONCURRENT), "grpcio: concurrent calls, a deadline: reset"),
     "http2/grpclib": (grpc_server, _python(GRPCLIB), "grpclib: two SETTINGS frames, Huffman"),
     "http2/grpc-js": (grpc_server, _node(GRPC_JS), "grpc-js: :path as literal without indexing"),
-    "http2/grpc-js-gzip": (grpc_server, _node(GRPC_JS, "gzip"), "grpc-js with gzip"),
+    "http2/grpc-js-gzip": (grpc_server, _node(GRPC_JS, "gzip"), "grpc-js, gzip-compressed messages"),
     "http2/grpcurl": (grpc_server, _grpcurl, "grpcurl (grpc-go)"),
     "http2/buf": (grpc_server, _buf, "buf curl (connect-go): END_STREAM on the one DATA frame"),
     "http2/nghttp-padding": (nghttpd, _nghttp("-b", "20"), "nghttp -b 20: padded frames, five PRIORITY frames"),
     "http2/nghttp-post-padding": (nghttpd, _nghttp("-b", "20", "-d", "FILE"), "nghttp -b 20 with a body"),
     "http2/nghttp-continuation": (nghttpd, _nghttp("--continuation"), "nghttp --continuation"),
-    "http2/nghttp-table-0": (nghttpd, _nghttp("--encoder-header-table-size=0", "-m", "3"), "A table-size update by the client"),
-    "http2/nghttp-table-64k": (nghttpd, _nghttp("-c", "65536", "-m", "3"), "SETTINGS_HEADER_TABLE_SIZE 65536 by the client"),
-    "http2/nghttp-table-down": (nghttpd, _nghttp("-c", "65536", "-c", "0", "-m", "2"), "A table-size update by the server"),
+    "http2/nghttp-table-0": (nghttpd, _nghttp("--encoder-header-table-size=0", "-m", "3"), "A size update to 0"),
+    "http2/nghttp-table-64k": (nghttpd, _nghttp("-c", "65536", "-m", "3"), "SETTINGS_HEADER_TABLE_SIZE 65536"),
+    "http2/nghttp-table-down": (nghttpd, _nghttp("-c", "65536", "-c", "0", "-m", "2"), "A size update by the server"),
     "http2/nghttp-trailer": (nghttpd, _nghttp("--trailer", "x-sum: 1", "-d", "FILE"), "Request trailers"),
-    "http2/nghttpd-trailer": (lambda: nghttpd("--trailer", "x-end: 1", "-b", "9"), _nghttp("-m", "2"), "Response trailers"),
-    "http2/nghttpd-push": (lambda: nghttpd("-p", "/file=/file"), _nghttp(), "PUSH_PROMISE"),
+    "http2/nghttpd-trailer": (lambda: nghttpd("--trailer", "x-end: 1", "-b", "9"), _nghttp("-m", "2"), "Their like"),
+    "http2/nghttpd-push": (lambda: nghttpd("--push=/file=/style"), _nghttp(), "PUSH_PROMISE"),
     "http2/curl": (nghttpd, _curl("--http2-prior-knowledge", *_POST), "curl --http2-prior-knowledge"),
     "http1/curl": (http_server, _curl("-H", "Expect: 100-continue", *_POST), "curl with 100-continue"),
     "http1/curl-chunked": (http_server, _curl("-H", "Transfer-Encoding: chunked", *_POST), "curl, chunked"),
     "http1/requests": (http_server, _python(REQUESTS), "requests: keep-alive, chunked, HEAD, 204"),
     "http1/aiohttp": (http_server, _python(AIOHTTP), "aiohttp: chunked, 100-continue"),
     "http1/http-client": (http_server, _python(HTTP_CLIENT), "http.client: head and body in two packets"),
-}  # fmt: skip
+}
 
 
 async def record(name: str, tools: Path, work: Path) -> None:
@@ -314,7 +315,7 @@ async def record(name: str, tools: Path, work: Path) -> None:
     async with server() as upstream:  # type: ignore[attr-defined]
         recorder = Recorder()
         relay = await recorder.serve(upstream)
-        address = "127.0.0.1:%d" % relay.sockets[0].getsockname()[1]
+        address = f"127.0.0.1:{relay.sockets[0].getsockname()[1]}"
         environment = {**os.environ, "NODE_PATH": str(tools / "node_modules")}
         words = command(address, tools, work)
         if shutil.which(words[0]) is None:

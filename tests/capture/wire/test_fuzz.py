@@ -4,6 +4,7 @@ it reports as complete and verified is true."""
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -99,11 +100,11 @@ def _cut(draw: st.DrawFn, steps: list[Step]) -> list[Step]:
     for step in steps:
         raw, cuts = step[2], draw(st.lists(st.integers(1, max(1, len(step[2]) - 1)), max_size=3))
         places = sorted({0, len(raw), *(cut for cut in cuts if cut < len(raw))})
-        chunks += [("data", step[1], raw[a:b]) for a, b in zip(places, places[1:], strict=False)]
+        chunks += [("data", step[1], raw[a:b]) for a, b in pairwise(places)]
     for _ in range(draw(st.integers(1, 2))):
         start = draw(st.integers(1, max(1, len(chunks) - 1)))
         stop = min(len(chunks), start + draw(st.integers(1, 8)))
-        lost = {side: 0 for side in Side}
+        lost = dict.fromkeys(Side, 0)
         for step in chunks[start:stop]:
             lost[step[1]] += step[2] if step[0] == "gap" else len(step[2])
         chunks[start:stop] = [("gap", side, count) for side, count in lost.items() if count]
@@ -185,7 +186,7 @@ def test_realigns_in_long_traffic(seed: int) -> None:
     steps = http2_steps(exchanges)
     for _ in range(6):
         start = dice.randrange(20, len(steps) - 40)
-        lost = {side: 0 for side in Side}
+        lost = dict.fromkeys(Side, 0)
         stop = start + dice.randrange(1, 30)
         for step in steps[start:stop]:
             lost[step[1]] += step[2] if step[0] == "gap" else len(step[2])
@@ -261,7 +262,7 @@ def test_a_flow_joined_midway(gap_at: str) -> None:
 
 def test_an_http2_flow_joined_midway() -> None:
     exchanges = [Exchange(b"/a", b"abc", 200, b"ok")] * 20
-    steps = [step for step in http2_steps(exchanges)[10:]]
+    steps = http2_steps(exchanges)[10:]
     observer = FlowObserver(joined=True)
     events = run(observer, steps)
     assert observer.protocol == "http/2"

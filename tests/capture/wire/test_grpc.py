@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -45,7 +46,7 @@ def _messages(chunks: list[bytes]) -> list[tuple[bool, bytes]]:
 def test_any_split(messages: list[tuple[bool, bytes]], cuts: list[int]) -> None:
     raw = b"".join(bytes([flag]) + len(body).to_bytes(4, "big") + body for flag, body in messages)
     places = sorted({0, len(raw), *(cut for cut in cuts if cut < len(raw))})
-    assert _messages([raw[a:b] for a, b in zip(places, places[1:], strict=False)]) == messages
+    assert _messages([raw[a:b] for a, b in pairwise(places)]) == messages
     assert _messages([bytes([byte]) for byte in raw]) == messages
 
 

@@ -30,7 +30,7 @@ def test_same_as_the_library(blocks: list[tuple[list[tuple[bytes, bytes]], int |
         ours = table.decode(block)
         assert ours.headers == theirs == tuple(fields)
         assert ours.verified
-        assert list(entry[:2] for entry in table._entries) == list(decoder.header_table.dynamic_entries)
+        assert [entry[:2] for entry in table._entries] == list(decoder.header_table.dynamic_entries)
 
 
 @given(st.binary(max_size=80))

@@ -9,7 +9,6 @@ import pytest
 from capture.wire import events as ev
 from capture.wire.detect import FlowObserver
 from capture.wire.events import Side
-from capture.wire.grpc import GrpcReader, MessageData, MessageEnd, MessageStart, decompress, grpc_status
 from tests.support.wire_feed import coalesce, load, run
 from tests.support.wire_h2 import PREFACE, frames, read_direction
 
@@ -68,50 +67,7 @@ def test_recordings_hold_what_they_are_for() -> None:
     assert 9 in kinds("recorded-nghttp-continuation", Side.CLIENT)
     assert 2 in kinds("recorded-nghttp-padding", Side.CLIENT)
     assert any(flags & 8 for _, flags, _, _ in frames(_raw("recorded-nghttp-padding", Side.CLIENT)))
-    assert any(flags & 8 for kind, flags, _, _ in frames(_raw("recorded-nghttpd-trailer", Side.SERVER)) if kind == 0)
+    assert 5 in kinds("recorded-nghttpd-push", Side.SERVER)
     assert 3 in kinds("recorded-grpcio-concurrent", Side.CLIENT) | kinds("recorded-grpcio-concurrent", Side.SERVER)
-    first_block = next(
-        payload for kind, _, _, payload in frames(_raw("recorded-nghttp-table-0", Side.CLIENT)) if kind == 1
-    )
-    assert b"\x20" in first_block[:6], "a table-size update to 0"
-
-
-@pytest.mark.parametrize("case", ["recorded-grpcio", "recorded-grpcio-gzip", "recorded-grpcio-deflate", "recorded-grpclib",
-                                  "recorded-grpc-js", "recorded-grpc-js-gzip", "recorded-grpcurl", "recorded-buf"])  # fmt: skip
-def test_grpc_messages_and_status(case: str) -> None:
-    steps, _ = load(FOLDER / f"{case}.json")
-    bodies: dict[tuple[int, Side], GrpcReader] = {}
-    messages: dict[tuple[int, Side], bytes] = {}
-    encodings: dict[tuple[int, Side], bytes] = {}
-    heads: dict[int, ev.Headers] = {}
-    statuses: list[int | None] = []
-    echoed = 0
-    for event in run(FlowObserver(), steps):
-        match event:
-            case ev.RequestHead() | ev.ResponseHead():
-                side = Side.CLIENT if isinstance(event, ev.RequestHead) else Side.SERVER
-                encodings[event.stream, side] = dict(event.headers).get(b"grpc-encoding", b"")
-                if side == Side.SERVER:
-                    heads[event.stream] = event.headers
-            case ev.RequestData() | ev.ResponseData():
-                side = Side.CLIENT if isinstance(event, ev.RequestData) else Side.SERVER
-                key = (event.stream, side)
-                compressed = False
-                parts = bodies.setdefault(key, GrpcReader(1 << 20)).feed(event.data)
-                for part in parts:
-                    match part:
-                        case MessageStart():
-                            compressed = part.compressed
-                        case MessageData():
-                            messages[key] = messages.get(key, b"") + part.data
-                        case MessageEnd():
-                            coding = encodings[key] if compressed else b"identity"
-                            messages[key] = decompress(coding, messages.get(key, b""), 4096)
-            case ev.ResponseEnd():
-                statuses.append(grpc_status(heads[event.stream], event.trailers))
-                if statuses[-1] == 0:
-                    echoed += 1
-                    assert messages[event.stream, Side.CLIENT] == messages[event.stream, Side.SERVER]
-    assert echoed >= 1
-    assert set(statuses) <= {0, 5}
-    assert not any(reader.incomplete or reader.failed for reader in bodies.values())
+    blocks = [block for kind, _, _, block in frames(_raw("recorded-nghttp-table-0", Side.CLIENT)) if kind == 1]
+    assert b"\x20" in blocks[0][:6], "a table-size update to 0"
