@@ -97,10 +97,15 @@ class LineSink:
         except queue.Full:
             self.dropped += 1
 
+    @property
+    def pending(self) -> int:
+        """Lines that are not written yet."""
+        return self._queue.unfinished_tasks
+
     def flush(self, seconds: float) -> None:
         """Wait until everything is written, but no longer than this."""
         deadline = time.monotonic() + seconds
-        while self._queue.unfinished_tasks and time.monotonic() < deadline:
+        while self.pending and time.monotonic() < deadline:
             time.sleep(0.005)
 
     def _write(self) -> None:

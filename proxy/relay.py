@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import resource
 import socket
 
@@ -77,7 +78,9 @@ class Relay:
         self.stop_accepting()
         self._quiet.clear()
         if self._live and seconds > 0:
-            await asyncio.wait({self._loop.create_task(self._quiet.wait())}, timeout=seconds)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._quiet.wait()
         self._quiet.clear()
         for flow in list(self._live):
             flow.end("shutdown")

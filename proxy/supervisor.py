@@ -12,6 +12,7 @@ relay. Listeners are never closed in between: clients wait in the backlog.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -305,7 +306,9 @@ class Supervisor:
 
     async def _pause(self, seconds: float) -> None:
         if seconds:
-            await asyncio.wait({asyncio.get_running_loop().create_task(self._stop.wait())}, timeout=seconds)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._stop.wait()
 
     def _tell_ready(self) -> None:
         if self._told_ready or self._control is None or self._worker is None:
