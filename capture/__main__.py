@@ -64,7 +64,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         application(chosen)(words, prog_name="capture")
     except UserError as error:
-        print(f"capture: error: {error}", file=sys.stderr)
+        from capture.commands.tables import printable
+
+        # A text may name what traffic named, and is one line.
+        print(f"capture: error: {printable(str(error))}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:
         # The reader of our output went away (`capture ls | head`): nothing to say, and nobody to say it to.

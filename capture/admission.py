@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from capture.dialects.base import Outcome
-from capture.store.base import MAX_SHAPES, ModelVersion, RecordKey, StoredHeldOut, StoredSignature
+from capture.store.base import MAX_SHAPES, OTHER, ModelVersion, RecordKey, StoredHeldOut, StoredSignature
 
 HOUR: Final = 3600.0
 #: A sample of another shape than the most frequent one is replaced once that shape was seen this many times as often.
@@ -26,8 +26,8 @@ SHAPE_LEAD: Final = 2
 TOMBSTONES: Final = 4
 #: The reservoir's threshold is computed anew after this many calls at the latest.
 CUT_CALLS: Final = 256
-#: Model versions with state in memory; beyond it the one seen least recently is forgotten here (not in the store).
-MAX_MODEL_VERSIONS: Final = 256
+#: Model versions that are known at a time; beyond it the one seen least recently loses its requests.
+MAX_MODEL_VERSIONS: Final = 1024
 
 
 @dataclass(slots=True)
@@ -136,7 +136,8 @@ class Admission:
                 hits=row.hits,
                 hours=row.hours,
                 last_hour=int(row.last_seen // HOUR),
-                shapes=dict(row.shapes),
+                # Not a shape, but what the store counts beyond its bound.
+                shapes={name: count for name, count in row.shapes.items() if name != OTHER},
                 sample_at=row.sample_at,
                 sample_shapes=row.sample_shapes,
                 sample_proven=row.sample_outcome == Outcome.PROVEN,
@@ -153,20 +154,23 @@ class Admission:
             if held.for_signature and known is not None:
                 known.held, known.held_at = held.id, held.captured_at
         for state in self._versions.values():
+            state.full = sum(held.draw is not None for held in state.held.values()) >= self._held_requests
             # How many calls the reservoir stands for is not stored: these hits, taken as seen in their last hour.
             for known in state.signatures.values():
                 state.calls[known.last_hour] = state.calls.get(known.last_hour, 0) + known.hits
 
     def wanted(self, family: str, model: str, digest: str, now: float) -> bool:
         """Whether the body of such a call may be stored when it turns out proven; asked when memory is scarce."""
+        seen = False
         for owner, state in self._versions.items():
             if owner.family == family and owner.model == model:
+                seen = True
                 known = state.signatures.get(digest)
                 if known is None or known.sample_at is None or not known.held:
                     return True
                 if now - known.sample_at > self._refresh_after:
                     return True
-        return False
+        return not seen
 
     def observe(
         self,
@@ -182,7 +186,7 @@ class Admission:
         """One call that reached the model or may have. ``size`` is the payload's bytes, None where the body is gone;
         ``held_id`` the id to use if it is held out. The state changes as the decision says."""
         decision = Decision()
-        state = self._version(key.owner, now, proven)
+        state = self._version(key.owner, now, proven, decision)
         if state is None:
             decision.admitted = False
             return decision
@@ -348,14 +352,18 @@ class Admission:
 
     # --- bounds ---
 
-    def _version(self, owner: ModelVersion, now: float, proven: bool) -> _Version | None:
+    def _version(self, owner: ModelVersion, now: float, proven: bool, decision: Decision) -> _Version | None:
         state = self._versions.get(owner)
         if state is None:
             if len(self._versions) >= MAX_MODEL_VERSIONS:
                 if not proven:
                     # Anyone can name a model that does not exist and hang up.
                     return None
-                del self._versions[min(self._versions, key=lambda name: self._versions[name].last_seen)]
+                oldest = min(self._versions, key=lambda name: self._versions[name].last_seen)
+                gone = self._versions[oldest]
+                for digest in [name for name, known in gone.signatures.items() if not known.evicted]:
+                    self._evict(oldest, gone, digest, decision)
+                del self._versions[oldest]
             state = self._versions[owner] = _Version()
         state.last_seen = now
         return state

@@ -13,7 +13,7 @@ from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from capture.config import ListenerConfig
-from capture.dialects.base import Ignored, Judgement, Outcome, Response, Route, Unreadable
+from capture.dialects.base import Ignored, Judgement, Opaque, Outcome, Response, Route, Unreadable
 from capture.dialects.table import route as find_route
 from capture.schema.wire import FieldProbe
 from capture.signature import Call
@@ -97,6 +97,7 @@ class _Open:
         "compressed",
         "encoding",
         "exchange",
+        "opaque",
         "parts",
         "probe",
         "reader",
@@ -116,6 +117,7 @@ class _Open:
         self.encoding = b""
         self.compressed: list[bytes] | None = None
         self.started = False
+        self.opaque = False
 
     def drop(self) -> None:
         """Hold no bytes of the request any more."""
@@ -255,6 +257,7 @@ class ExchangeTracker:
             exchange.call = route.dialect.read(route, exchange.body)
         except Unreadable as error:
             exchange.refusal = str(error)
+            entry.opaque = isinstance(error, Opaque)
             entry.drop()
             return
         if exchange.wire_body is not None:
@@ -267,7 +270,7 @@ class ExchangeTracker:
         """(body as the server reads it, bytes as sent where they differ). Raises Unreadable."""
         if route.dialect.framing == "body":
             if exchange.headers.get("content-encoding", "identity") != "identity":
-                raise Unreadable("content-encoding")
+                raise Opaque("content-encoding")
             return sent, None
         # A unary call: exactly one length-prefixed message.
         if len(sent) < PREFIX_BYTES or int.from_bytes(sent[1:5], "big") != len(sent) - PREFIX_BYTES:
@@ -279,7 +282,7 @@ class ExchangeTracker:
         try:
             return decompress(encoding, message, self._max_request), message
         except DecompressError as error:
-            raise Unreadable(f"compressed message: {error}") from None
+            raise Opaque(f"compressed message: {error}") from None
 
     # --- the response ---
 
@@ -374,10 +377,12 @@ class ExchangeTracker:
             self._finish(entry)
 
     def _lost(self, event: ev.Lost) -> None:
+        # It may be the first that is heard of its stream.
         entry = self._open.get(event.stream)
-        if entry is not None:
-            entry.exchange.lost = True
-            self._finish(entry)
+        if entry is None:
+            entry = self._open[event.stream] = _Open(Exchange(self._flow, event.stream, self._peer), self._budget)
+        entry.exchange.lost = True
+        self._finish(entry)
 
     def _finish(self, entry: _Open) -> None:
         exchange = entry.exchange
@@ -392,11 +397,11 @@ class ExchangeTracker:
                 entry.response.probe = entry.probe.value
             exchange.judgement = exchange.route.dialect.judge(exchange.route, entry.response)
             self._doubt(exchange, entry.response)
-        elif exchange.refusal:
-            answered = entry.response.complete and 200 <= entry.response.status < 300
-            answered = answered and entry.response.grpc_status in (None, 0)
-            outcome = Outcome.UNDECODABLE if answered else Outcome.REFUSED
-            exchange.judgement = Judgement(outcome, exchange.refusal)
+        elif exchange.refusal and exchange.route is not None:
+            outcome = exchange.route.dialect.judge(exchange.route, entry.response).outcome
+            # The server took it for a call, or nobody can tell that it did not.
+            taken = outcome is Outcome.PROVEN or (entry.opaque and outcome is not Outcome.REFUSED)
+            exchange.judgement = Judgement(Outcome.UNDECODABLE if taken else Outcome.REFUSED, exchange.refusal)
         self.finished.append(exchange)
 
     @staticmethod

@@ -6,6 +6,7 @@ Frames go in as the tap reader hands them over; time comes from the tap's own TI
 from __future__ import annotations
 
 import ipaddress
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -17,15 +18,30 @@ from capture.config import ListenerConfig
 from capture.dialects.base import Outcome
 from capture.exchange import BodyBudget, Exchange, ExchangeTracker
 from capture.signature import Call
-from capture.store.base import UNKNOWN_VERSION, Batch, HeldOut, ModelVersion, RecordKey, Sample, SignatureDelta
+from capture.store.base import (
+    MAX_SENDERS,
+    MAX_SHAPES,
+    OTHER,
+    UNKNOWN_VERSION,
+    Batch,
+    HeldOut,
+    ModelVersion,
+    RecordKey,
+    Sample,
+    SignatureDelta,
+)
 from capture.wire import events as ev
 from capture.wire.detect import FlowObserver
 
 #: Characters of all names in one signature. Real ones have some hundreds.
 MAX_SIGNATURE_CHARS: Final = 64 << 10
-#: Distinct refusal and ignore reasons counted between two batches; the rest is counted as "(other)".
+#: Characters of all shapes of one request; a longer text counts as "(other)". Real ones have some hundreds.
+MAX_SHAPES_CHARS: Final = 8 << 10
+#: Characters of a model's name where a refusal is counted by it.
+MAX_MODEL_CHARS: Final = 200
+#: Distinct refusal and ignore reasons counted by one worker; the rest is counted as "(other)". Anyone can make up paths
+#: and names of models, and the store keeps each.
 MAX_REASONS: Final = 1000
-OTHER: Final = "(other)"
 
 
 class _Flow:
@@ -64,6 +80,7 @@ class Pipeline:
         self._draw = draw
         self._flows: dict[int, _Flow] = {}
         self._held_number = 0
+        self._reasons: set[object] = set()
         #: Wall clock of the last TIME frame, seconds since the epoch.
         self.now = 0.0
         self.batch = Batch(run)
@@ -180,8 +197,15 @@ class Pipeline:
     # --- exchanges ---
 
     def _ignore(self, what: str) -> None:
-        ignored = self.batch.ignored
-        ignored[what if what in ignored or len(ignored) < MAX_REASONS else OTHER] += 1
+        self.batch.ignored[what if self._known_reason(what) else OTHER] += 1
+
+    def _known_reason(self, reason: object) -> bool:
+        """True for one that is counted by its own name."""
+        if reason not in self._reasons:
+            if len(self._reasons) >= MAX_REASONS:
+                return False
+            self._reasons.add(reason)
+        return True
 
     def _exchange(self, exchange: Exchange, listener: ListenerConfig) -> None:
         if exchange.lost:
@@ -217,9 +241,10 @@ class Pipeline:
         self._refuse(family, model, outcome, reason)
 
     def _refuse(self, family: str, model: str, outcome: str, reason: str) -> None:
-        refusals = self.batch.refusals
+        if len(model) > MAX_MODEL_CHARS:
+            model = OTHER
         key = (family, model, outcome, reason)
-        refusals[key if key in refusals or len(refusals) < MAX_REASONS else (family, OTHER, outcome, reason)] += 1
+        self.batch.refusals[key if self._known_reason(key) else (family, OTHER, outcome, reason)] += 1
 
     def _call(self, exchange: Exchange, call: Call, outcome: Outcome, owner: ModelVersion) -> None:
         """A call that reached the model, or may have."""
@@ -227,6 +252,8 @@ class Pipeline:
         self._count("requests_proven" if proven else "requests_unproven", 1)
         key = RecordKey(owner, call.signature.digest)
         shapes = call.shapes
+        if len(shapes) > MAX_SHAPES_CHARS:
+            shapes = OTHER
         body = exchange.body
         self._held_number += 1
         held_id = f"{self._name}-{self._held_number:x}"
@@ -250,8 +277,8 @@ class Pipeline:
         delta.proven += proven
         delta.unproven += not proven
         delta.hours += decision.new_hour
-        delta.shapes[shapes] += 1
-        delta.senders[exchange.sender] += 1
+        _bump(delta.shapes, shapes, MAX_SHAPES)
+        _bump(delta.senders, exchange.sender, MAX_SENDERS)
         if body is not None and (decision.sample or decision.hold is not None):
             sample = Sample(body, exchange.wire_body, exchange.headers, exchange.path, shapes, outcome, self.now)
             self.urgent = True
@@ -274,6 +301,11 @@ class Pipeline:
                 del self.batch.held_out[held_id]
             else:
                 pending[1].draw, pending[1].for_signature = draw, for_signature
+
+
+def _bump(counts: Counter[str], name: str, most: int) -> None:
+    """Count ``name``, with at most ``most`` names: a store that is away for hours must not fill the memory."""
+    counts[name if name in counts or len(counts) < most else OTHER] += 1
 
 
 def _chars(call: Call) -> int:

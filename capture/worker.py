@@ -25,6 +25,7 @@ import msgspec
 from capture.admission import Admission
 from capture.config import WorkerConfig
 from capture.counters import Counters
+from capture.dialects.table import BY_NAME
 from capture.pipeline import Pipeline, drop_requests
 from capture.store.base import Batch, Store, StoreError, open_store
 from capture.tap import TapError, TapReader
@@ -49,6 +50,10 @@ class StoreWriter:
         self._counters = counters
         self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
+        #: What ended the thread: a mistake of our own. Nothing is written any more.
+        self.error: BaseException | None = None
+        #: False once a batch was given up, because the sidecar stops.
+        self.complete = True
         #: Set while no batch is being written.
         self.idle = threading.Event()
         self.idle.set()
@@ -61,18 +66,23 @@ class StoreWriter:
         self._queue.put(batch)
 
     def stop(self, seconds: float) -> bool:
-        """Write what was handed over, then end; False if that took longer than ``seconds``."""
+        """Write what was handed over, then end; False if that did not come about in ``seconds``."""
         self._queue.put(None)
         self._thread.join(seconds / 2)
         self._stopping.set()
         self._thread.join(seconds / 2)
-        return not self._thread.is_alive()
+        return self.complete and self.error is None and not self._thread.is_alive()
 
     def _run(self) -> None:
-        while (batch := self._queue.get()) is not None:
-            self._write(batch)
+        try:
+            while (batch := self._queue.get()) is not None:
+                self._write(batch)
+                self.idle.set()
+            self._store.close()
+        except BaseException as error:
+            # The worker's own thread raises it: a process that captures and stores nothing must not go on.
+            self.error = error
             self.idle.set()
-        self._store.close()
 
     def _write(self, batch: Batch) -> None:
         wait, longest = RETRY_SECONDS
@@ -85,6 +95,7 @@ class StoreWriter:
                 log.warning("event=store_failed retry_seconds=%s error=%r", wait, str(error))
                 if self._stopping.wait(wait):
                     self._counters.add("store_dropped", len(batch.samples) + len(batch.held_out))
+                    self.complete = False
                     return
                 wait = min(2 * wait, longest)
             else:
@@ -148,16 +159,20 @@ class Worker:
                 self._dirty = True
             self._tick()
         self._pipeline.close()
-        self._writer.idle.wait(CLOSE_SECONDS / 2)
-        if self._writer.idle.is_set():
+        last = self._writer.idle.wait(CLOSE_SECONDS / 2)
+        if last:
             self._flush()
-        if not self._writer.stop(CLOSE_SECONDS):
+        else:
+            self._counters.add("store_dropped", drop_requests(self._pipeline.batch, self._admission))
+        if not self._writer.stop(CLOSE_SECONDS) or not last:
             log.error("event=store_not_written store=%s", self._config.store)
             status = 1
         log.info("event=worker_stopped status=%d", status)
         return status
 
     def _tick(self) -> None:
+        if self._writer.error is not None:
+            raise self._writer.error
         now = time.monotonic()
         if now - self._expired_at > EXPIRE_INTERVAL:
             self._expired_at = now
@@ -183,7 +198,7 @@ class Worker:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The process. Exit codes: 0 the tap ended, 1 the store or the tap is unusable."""
+    """The process. Exit codes: 0 the tap ended, 1 the store, the tap or the configuration is unusable."""
     parser = argparse.ArgumentParser(prog="capture.worker", description=__doc__)
     for name in ("tap", "counters", "config"):
         parser.add_argument(f"--{name}-fd", type=int, required=True)
@@ -194,6 +209,10 @@ def main(arguments: list[str] | None = None) -> int:
     # The supervisor ends this process by closing the tap; Ctrl-C in a terminal reaches the whole group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     counters = Counters(options.counters_fd)
+    for listener in config.listeners:
+        if listener.dialect != "auto" and listener.dialect not in BY_NAME:
+            log.error("event=unknown_dialect dialect=%r known=%s", listener.dialect, ",".join(BY_NAME))
+            return 1
     try:
         store = open_store(config.store, create=True)
         with socket.socket(fileno=options.tap_fd) as tap_socket:

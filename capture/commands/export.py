@@ -104,9 +104,9 @@ def run(
 
 
 def read_samples(source: Store, selection: Selection) -> list[tuple[Record, Sample]]:
-    """The chosen records with their requests. A sample that went since the listing is moved to what is left out."""
+    """The chosen records with their requests. Raises ExportError where one went since the listing."""
     found = []
-    for record in list(selection.records):
+    for record in selection.records:
         sample = source.sample(record.key)
         if sample is None:
             raise ExportError(f"{record.key.digest}: its request was evicted just now; run the export again")
@@ -187,4 +187,4 @@ def _report(selection: Selection, out: Path, beside: Path) -> None:
     )
     print(f"{len(selection.records)} records in {out}; manifest {beside}", file=sys.stderr)
     for one in selection.left_out:
-        print(f"left out {one.key.digest[:15]} ({one.hits} hits): {one.reason}", file=sys.stderr)
+        print(f"left out {one.key.digest[:15]} ({one.hits} hits): {printable(one.reason)}", file=sys.stderr)

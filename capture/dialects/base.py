@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from capture.config import ListenerConfig
 from capture.schema.wire import FieldProbe
 from capture.signature import Call
+
+#: Dimensions of one tensor; TensorFlow refuses more (tensorflow/core/framework/tensor_shape.h: MaxDimensions).
+MAX_DIMENSIONS: Final = 254
 
 
 class Outcome(StrEnum):
@@ -28,6 +31,11 @@ class Outcome(StrEnum):
 
 class Unreadable(ValueError):
     """The body is not what this dialect's method takes. The text is a short fixed phrase, fit to be counted by."""
+
+
+class Opaque(Unreadable):
+    """The body may well be a call, but warmtap cannot look into it (compression): whatever the server answered, it is
+    not known to be malformed."""
 
 
 @dataclass(slots=True)

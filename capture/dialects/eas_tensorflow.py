@@ -15,7 +15,16 @@ from urllib.parse import unquote
 from google.protobuf.message import DecodeError
 
 from capture.config import ListenerConfig
-from capture.dialects.base import Ignored, Judgement, Outcome, Response, Route, Unreadable
+from capture.dialects.base import (
+    MAX_DIMENSIONS,
+    Ignored,
+    Judgement,
+    Opaque,
+    Outcome,
+    Response,
+    Route,
+    Unreadable,
+)
 from capture.schema import messages
 from capture.schema.wire import FieldProbe
 from capture.signature import Call, TensorSpec, wire_signature
@@ -91,14 +100,13 @@ class EasTensorFlow:
         try:
             request = messages.EasPredictRequest.FromString(body)
         except DecodeError:
-            for magic, name in _COMPRESSED:
-                if body.startswith(magic):
-                    raise Unreadable(f"compressed body ({name})") from None
+            _refuse_compressed(body)
             raise Unreadable("not an EAS TensorFlow PredictRequest") from None
         if _CONTROL.search(request.signature_name):
             raise Unreadable("not an EAS TensorFlow PredictRequest (signature_name)")
         if not request.inputs:
-            # An empty body is a valid message and means nothing.
+            # An empty body is a valid message and means nothing; compressed bytes may parse as unknown fields.
+            _refuse_compressed(body)
             raise Unreadable("no inputs")
         tensors = [_tensor(alias, array) for alias, array in request.inputs.items()]
         tensors.sort(key=lambda tensor: tensor.name)
@@ -121,9 +129,17 @@ class EasTensorFlow:
         return Judgement(Outcome.UNPROVEN, f"HTTP {response.status}")
 
 
+def _refuse_compressed(body: bytes) -> None:
+    for magic, name in _COMPRESSED:
+        if body.startswith(magic):
+            raise Opaque(f"compressed body ({name})")
+
+
 def _tensor(alias: str, array: Any) -> TensorSpec:
     """The array's type and shape. Raises Unreadable where values and type or shape disagree: then these bytes are
     another message that happens to parse."""
+    if len(array.array_shape.dim) > MAX_DIMENSIONS:
+        raise Unreadable("too many dimensions")
     shape = tuple(array.array_shape.dim)
     if array.dtype not in _VALUES:
         raise Unreadable("not an EAS TensorFlow PredictRequest (dtype)")

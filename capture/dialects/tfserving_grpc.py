@@ -2,9 +2,9 @@
 
 Messages: tensorflow_serving/apis/predict.proto. Which failures come before Session::Run: model_servers/server_core.cc
 (lookup of the servable), servables/tensorflow/predict_impl.cc, predict_util.cc (PreProcessPrediction) and TensorFlow's
-cc/saved_model/util.cc (GetInputValues). A status code
-alone does not tell: kernels return NOT_FOUND, INVALID_ARGUMENT and FAILED_PRECONDITION too, so a refusal is recognised
-by the server's own words; whatever is not recognised counts as unproven.
+cc/saved_model/util.cc (GetInputValues). A status code alone does not tell: kernels return NOT_FOUND, INVALID_ARGUMENT
+and FAILED_PRECONDITION too, so a refusal is recognised by the server's own words; whatever is not recognised counts as
+unproven.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final, Literal
 from google.protobuf.message import DecodeError
 
 from capture.config import ListenerConfig
-from capture.dialects.base import Ignored, Judgement, Outcome, Response, Route, Unreadable
+from capture.dialects.base import MAX_DIMENSIONS, Ignored, Judgement, Outcome, Response, Route, Unreadable
 from capture.schema import messages
 from capture.schema.wire import FieldProbe
 from capture.signature import Call, TensorSpec, wire_signature
@@ -75,6 +75,8 @@ class TFServingGrpc:
         tensors = []
         for alias, tensor in request.inputs.items():
             shape = tensor.tensor_shape
+            if len(shape.dim) > MAX_DIMENSIONS:
+                raise Unreadable("too many dimensions")
             dims = None if shape.unknown_rank else tuple([dim.size for dim in shape.dim])
             tensors.append(TensorSpec(alias, tensor.dtype, dims))
         tensors.sort(key=_by_name)

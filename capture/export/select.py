@@ -7,6 +7,7 @@ with one executor key the most used stands for all.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from capture.export.base import LeftOut, Record, Selection
@@ -65,16 +66,19 @@ def _preference(row: StoredSignature, version: str | None) -> tuple[bool, bool, 
 def _fit(records: list[Record], defs: Mapping[str, SignatureDef], left_out: list[LeftOut]) -> list[Record]:
     """Those that this model version takes, one for each executor key. ``records`` come most used first."""
     by_key: dict[ExecutorKey, Record] = {}
+    calls: Counter[ExecutorKey] = Counter()
     for record in records:
         try:
             key = executor_key(record.signature, defs)
         except Misfit as misfit:
             left_out.append(LeftOut(record.key, record.signature, record.hits, f"does not fit: {misfit}"))
             continue
+        calls[key] += record.hits
         known = by_key.get(key)
         if known is None:
             record.executor_key = key
             by_key[key] = record
         else:
             known.covers.append(record.key.digest)
-    return list(by_key.values())
+    # Most used first is meant of executors: several signatures may share one.
+    return [by_key[key] for key in sorted(by_key, key=lambda key: -calls[key])]

@@ -64,8 +64,8 @@ def length_delimited(number: int, value: bytes) -> bytes:
 
 
 def fields(data: bytes | memoryview, start: int = 0, end: int | None = None) -> Iterator[Field]:
-    """The top-level fields of the message ``data[start:end]`` in order. Raises WireError on anything malformed; groups
-    (never used by these schemas) are malformed too."""
+    """The top-level fields of the message ``data[start:end]`` in order, a group as one field. Raises WireError on what
+    is malformed. Everything that protobuf parses is read: a server that answered a request has parsed it."""
     stop = len(data) if end is None else end
     at = start
     while at < stop:
@@ -84,11 +84,39 @@ def fields(data: bytes | memoryview, start: int = 0, end: int | None = None) -> 
             at += 8
         elif wire_type == FIXED32:
             at += 4
+        elif wire_type == START_GROUP:
+            at = _group_end(data, at, stop, number)
         else:
             raise WireError(f"wire type {wire_type} at byte {begin}")
         if at > stop:
             raise WireError(f"field {number} at byte {begin} runs past the end")
         yield Field(number, wire_type, begin, value, at)
+
+
+def _group_end(data: bytes | memoryview, at: int, stop: int, number: int) -> int:
+    """The offset behind the end of the group ``number`` that began before ``at``. Groups nest; no recursion."""
+    begin = at
+    inside = [number]
+    while inside:
+        tag, at = read_varint(data, at, stop)
+        wire_type = tag & 7
+        if wire_type == START_GROUP:
+            inside.append(tag >> 3)
+        elif wire_type == END_GROUP:
+            if inside.pop() != tag >> 3:
+                break
+        elif wire_type == LENGTH:
+            size, at = read_varint(data, at, stop)
+            at += size
+        elif wire_type == VARINT:
+            _, at = read_varint(data, at, stop)
+        elif wire_type in (FIXED64, FIXED32):
+            at += 8 if wire_type == FIXED64 else 4
+        else:
+            break
+    else:
+        return at
+    raise WireError(f"group {number} at byte {begin} does not end")
 
 
 class FieldProbe:

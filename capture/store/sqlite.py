@@ -93,6 +93,8 @@ class SqliteStore:
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             except OSError as error:
                 raise StoreError(f"store {path}: {error.strerror}") from None
+        elif path.is_dir():
+            raise StoreError(f"store {path}: Is a directory; name the file")
         elif not path.is_file():
             raise StoreError(f"store {path}: no such file; start the sidecar with this store first, or name another")
         connection = None
@@ -100,14 +102,15 @@ class SqliteStore:
             connection = sqlite3.connect(
                 path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, check_same_thread=False
             )
+            _recognise(path, connection, create=create)
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute("PRAGMA foreign_keys=ON")
-            _prepare(path, connection)
+            _prepare(connection)
         except sqlite3.Error as error:
             if connection is not None:
                 connection.close()
-            raise StoreError(f"store {path}: {error}; it is no warmtap store, or it is damaged") from None
+            raise StoreError(f"store {path}: {_explained(error)}") from None
         except StoreError:
             if connection is not None:
                 connection.close()
@@ -273,11 +276,41 @@ class SqliteStore:
         self._db.close()
 
 
-def _prepare(path: Path, db: sqlite3.Connection) -> None:
-    """Create the tables, or bring an older file up to date."""
+def _explained(error: sqlite3.Error) -> str:
+    """SQLite's text, and what it means where that is not plain."""
+    if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        return f"{error}; it is no warmtap store, or it is damaged"
+    return str(error)
+
+
+def _recognise(path: Path, db: sqlite3.Connection, *, create: bool) -> None:
+    """Raise StoreError unless the file is a store of this format or older, or empty and to be created. Only reads:
+    another program's file must stay as it is."""
     application = db.execute("PRAGMA application_id").fetchone()[0]
     version = db.execute("PRAGMA user_version").fetchone()[0]
-    if application == 0 and version == 0 and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
+    if _is_empty(db):
+        if not create:
+            raise StoreError(f"store {path}: empty; start the sidecar with this store first, or name another")
+    elif application != APPLICATION_ID:
+        raise StoreError(f"store {path}: a SQLite file, but no warmtap store; name another file")
+    elif version > SCHEMA_VERSION:
+        raise StoreError(
+            f"store {path}: written by a newer warmtap (format {version}, this one reads up to {SCHEMA_VERSION});"
+            " upgrade warmtap or name another file"
+        )
+
+
+def _is_empty(db: sqlite3.Connection) -> bool:
+    return (
+        db.execute("PRAGMA application_id").fetchone()[0] == 0
+        and db.execute("PRAGMA user_version").fetchone()[0] == 0
+        and db.execute("SELECT 1 FROM sqlite_master").fetchone() is None
+    )
+
+
+def _prepare(db: sqlite3.Connection) -> None:
+    """Create the tables, or bring an older file up to date."""
+    if _is_empty(db):
         try:
             db.executescript(
                 f"BEGIN IMMEDIATE; PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={SCHEMA_VERSION};"
@@ -289,13 +322,7 @@ def _prepare(path: Path, db: sqlite3.Connection) -> None:
             if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
                 raise
         return
-    if application != APPLICATION_ID:
-        raise StoreError(f"store {path}: a SQLite file, but no warmtap store; name another file")
-    if version > SCHEMA_VERSION:
-        raise StoreError(
-            f"store {path}: written by a newer warmtap (format {version}, this one reads up to {SCHEMA_VERSION});"
-            " upgrade warmtap or name another file"
-        )
+    version = db.execute("PRAGMA user_version").fetchone()[0]
     for step in range(version, SCHEMA_VERSION):
         db.executescript(f"BEGIN IMMEDIATE; {_MIGRATIONS[step]} PRAGMA user_version={step + 1}; COMMIT;")
 

@@ -1,0 +1,118 @@
+"""The minimal schemas against the servers' own messages."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+import pytest
+
+from capture.schema import messages
+from capture.schema.messages import DESCRIPTOR_SET
+from replay import tf_protos
+
+DTYPES = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 14, 17, 18, 19, 22, 23]
+
+
+def test_the_committed_descriptor_set_is_that_of_the_proto_files() -> None:
+    from capture.schema.generate import descriptor_set
+
+    committed = resources.files("capture.schema").joinpath(DESCRIPTOR_SET).read_bytes()
+    assert committed == descriptor_set(), "run `make schema`"
+
+
+def _real_request() -> Any:
+    return tf_protos.load("tensorflow_serving.apis.predict_pb2").PredictRequest()
+
+
+def _ours(real: Any) -> Any:
+    return messages.PredictRequest.FromString(real.SerializeToString())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_dtype_is_read_and_written_back_whole(dtype: int) -> None:
+    real = _real_request()
+    real.model_spec.name = "m"
+    tensor = real.inputs["x"]
+    tensor.dtype = dtype
+    for size in (2, -1, 0):
+        tensor.tensor_shape.dim.add(size=size, name="d")
+    tensor.tensor_content = b"content"
+    for field in ("float_val", "double_val", "int_val", "int64_val", "half_val", "uint32_val", "uint64_val"):
+        getattr(tensor, field).extend([1, 2])
+    tensor.string_val.append(b"s")
+    tensor.bool_val.append(True)
+    ours = _ours(real)
+    assert ours.inputs["x"].dtype == dtype
+    assert [dim.size for dim in ours.inputs["x"].tensor_shape.dim] == [2, -1, 0]
+    # What the schema does not name is kept, not lost.
+    assert type(real).FromString(ours.SerializeToString()) == real
+
+
+def test_scalar_unknown_rank_and_absent_shapes() -> None:
+    real = _real_request()
+    real.inputs["scalar"].tensor_shape.SetInParent()
+    real.inputs["unknown"].tensor_shape.unknown_rank = True
+    real.inputs["absent"].dtype = 1
+    ours = _ours(real)
+    assert list(ours.inputs["scalar"].tensor_shape.dim) == []
+    assert not ours.inputs["scalar"].tensor_shape.unknown_rank
+    assert ours.inputs["unknown"].tensor_shape.unknown_rank
+    assert not ours.inputs["absent"].HasField("tensor_shape")
+
+
+@pytest.mark.parametrize("outputs", [[], ["a"], ["b", "a"], ["a", "a"]])
+def test_the_output_filter_keeps_order_and_repetition(outputs: list[str]) -> None:
+    real = _real_request()
+    real.output_filter.extend(outputs)
+    assert list(_ours(real).output_filter) == outputs
+
+
+def test_the_version_choice() -> None:
+    real = _real_request()
+    real.model_spec.signature_name = "s"
+    assert _ours(real).model_spec.WhichOneof("version_choice") is None
+    real.model_spec.version.value = 12
+    assert _ours(real).model_spec.WhichOneof("version_choice") == "version"
+    assert _ours(real).model_spec.version.value == 12
+    real.model_spec.version_label = "stable"
+    assert _ours(real).model_spec.WhichOneof("version_choice") == "version_label"
+    assert _ours(real).model_spec.version_label == "stable"
+    assert _ours(real).model_spec.signature_name == "s"
+
+
+@pytest.mark.parametrize(
+    "log_type",
+    ["classify_log", "regress_log", "multi_inference_log", "session_run_log", "predict_log", "predict_streamed_log"],
+)
+def test_each_log_type_of_a_warm_up_record(log_type: str) -> None:
+    real = tf_protos.load("tensorflow_serving.apis.prediction_log_pb2").PredictionLog()
+    getattr(real, log_type).SetInParent()
+    real.log_metadata.SetInParent()
+    ours = messages.PredictionLog.FromString(real.SerializeToString())
+    assert ours.WhichOneof("log_type") == log_type
+
+
+def test_a_prediction_log_holds_the_request_byte_for_byte() -> None:
+    real = tf_protos.load("tensorflow_serving.apis.prediction_log_pb2").PredictionLog()
+    real.predict_log.request.model_spec.name = "m"
+    real.predict_log.request.inputs["x"].tensor_content = b"12345678"
+    ours = messages.PredictionLog.FromString(real.SerializeToString())
+    request = messages.PredictLog.FromString(ours.predict_log).request
+    assert request == real.predict_log.request.SerializeToString()
+
+
+def test_a_signature_def_with_defaults_sparse_and_composite_inputs() -> None:
+    real = tf_protos.load("tensorflow.core.protobuf.meta_graph_pb2").SignatureDef(
+        method_name="tensorflow/serving/predict"
+    )
+    real.inputs["x"].name = "x:0"
+    real.inputs["sparse"].coo_sparse.values_tensor_name = "v:0"
+    real.inputs["composite"].composite_tensor.components.add(name="c:0")
+    real.outputs["y"].name = "y:0"
+    real.defaults["x"].dtype = 1
+    ours = messages.SignatureDef.FromString(real.SerializeToString())
+    assert {alias: info.name for alias, info in ours.inputs.items()} == {"x": "x:0", "sparse": "", "composite": ""}
+    assert ours.outputs["y"].name == "y:0"
+    assert ours.method_name == "tensorflow/serving/predict"
+    assert set(ours.defaults) == {"x"}
