@@ -43,7 +43,7 @@ def predict(
 
 
 def predict_response(version: int | None = 7, model: str = "m", outputs: bytes = b"") -> bytes:
-    """A PredictResponse: ``outputs`` bytes of one output (field 1), then model_spec (field 2), as the server orders it."""
+    """A PredictResponse: ``outputs`` as one output (field 1), then model_spec (field 2), as the server orders it."""
     spec = messages.ModelSpec(name=model)
     if version is not None:
         spec.version.value = version

@@ -97,7 +97,7 @@ def test_values_that_fit_their_type_and_shape(body: bytes) -> None:
     [
         (b"", "no inputs"),
         (b"\xff\xff", "not an EAS TensorFlow PredictRequest"),
-        (predict({"x": (1, (1,))}, fill=b"1234"), "not an EAS TensorFlow PredictRequest (signature_name)"),
+        (predict({"x": (1, (1,))}, fill=b"12345678"), "not an EAS TensorFlow PredictRequest (signature_name)"),
         (predict({}, signature="s"), "not an EAS TensorFlow PredictRequest (signature_name)"),
         (array(0, [1], float_val=[1]), "not an EAS TensorFlow PredictRequest (dtype)"),
         (array(20, [1], float_val=[1]), "not an EAS TensorFlow PredictRequest (dtype)"),

@@ -92,7 +92,7 @@ REFUSALS = [
     (5, "Servable not found for request: Latest(nope)", "unknown model or version"),
     (3, "Unrecognized servable version label: canary", "unknown version label"),
     (3, "Missing ModelSpec", "no model_spec"),
-    (3, "input size does not match signature: 1!=2 len({x}) != len({x,y}). Sent extra: {}.", "inputs do not match the signature"),
+    (3, "input size does not match signature: 1!=2 len({x}) != len({x,y}).", "inputs do not match the signature"),
     (3, "tensor parsing error: x", "malformed tensor"),
     (3, "output tensor alias not found in signature: w Outputs expected to be in the set {y}.", "unknown output"),
     (3, "duplicate output tensor alias: y", "output asked for twice"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import given
@@ -104,7 +106,7 @@ def _probe(pieces: list[bytes], number: int = 2, most: int = 1000) -> FieldProbe
 
 def _split(data: bytes, cuts: list[int]) -> list[bytes]:
     places = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    return [data[start:end] for start, end in zip(places, places[1:], strict=False)]
+    return [data[start:end] for start, end in pairwise(places)]
 
 
 @given(_MESSAGES, st.lists(st.integers(0, 2000), max_size=6))
