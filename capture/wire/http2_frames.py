@@ -72,7 +72,11 @@ def plausible(header: bytes, side: Side, max_frame: int, max_stream: int) -> boo
 
 
 class Hunt:
-    """Looks for a frame border in one direction. Offsets count from the first byte after the gap."""
+    """Looks for a frame border in one direction. Offsets count from the first byte after the gap.
+
+    Known limit: a body that itself holds whole chained frames can be taken for traffic if a gap ends inside it. Whoever
+    can send such a body can send such requests, but perhaps not with the server's leave.
+    """
 
     __slots__ = ("_buf", "_candidates", "_max_frame", "_origin", "_scanned", "_side", "max_stream")
 
