@@ -125,7 +125,7 @@ class TapWriter:
         slots: memoryview,
         *,
         first_flow: int = 1,
-        max_bytes: int = 8 << 20,
+        max_bytes: int = 64 << 20,
         max_frames: int = 16384,
     ) -> None:
         """``first_flow`` is the id of the first flow: generation of the relay << 40 | 1 keeps ids unique."""

@@ -58,7 +58,7 @@ class RelayConfig(msgspec.Struct, frozen=True, kw_only=True):
     tcp_user_timeout: float = KeepAlive().user_timeout
     resolve_interval: float = 30.0
     shutdown_timeout: float = 10.0
-    tap_bytes: int = 8 << 20
+    tap_bytes: int = 64 << 20
     tap_frames: int = 16384
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

@@ -83,7 +83,9 @@ class Relay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Tap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What may wait between the relay and the capture worker. Beyond it capture loses, never the client."""
 
-    buffer_bytes: Annotated[int, Meta(ge=1 << 20, description="bytes, held in the relay")] = 8 << 20
+    buffer_bytes: Annotated[
+        int, Meta(ge=1 << 20, description="bytes, held in the relay; as many as capture.limits.request_bytes")
+    ] = 64 << 20
     buffer_frames: Annotated[int, Meta(ge=1024, description="frames (one per chunk read)")] = 16384
 
 

@@ -1,7 +1,8 @@
 """A real client: tensorflow-serving-api over grpcio, tensors made by TensorFlow itself, as an application would.
 
 ``python -m tests.clients.tfserving_client TARGET MODEL [--reconnect]`` reads a plan on standard input and prints
-``{"sent": N, "ok": N, "errors": [...]}``. ``--reconnect`` opens a channel for each call.
+``{"sent": N, "ok": N, "errors": [...]}``. ``--reconnect`` opens a channel for each call; ``--dump`` prints the
+serialized request of each call as a line of hexadecimal digits instead of sending it.
 """
 
 from __future__ import annotations
@@ -42,9 +43,14 @@ def main() -> None:
     parser.add_argument("target")
     parser.add_argument("model")
     parser.add_argument("--reconnect", action="store_true")
+    parser.add_argument("--dump", action="store_true")
     options = parser.parse_args()
     ok, errors = 0, []
     plan = json.load(sys.stdin)
+    if options.dump:
+        for call in plan:
+            print(request(options.model, call).SerializeToString().hex())
+        return
     channel = None
     for call in plan:
         if channel is None:

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capture.counters import Counters
+from capture.store.base import Store, open_store
+from tests.support.net_relay import until
+from tests.support.net_sidecar import ROOT, Sidecar
+from tests.support.tf_host import HostProcess
+from tests.support.tf_models import saved_model
+
+EAS_PYTHON = ROOT / ".venv-eas" / "bin" / "python"
+MODEL = "ranking"
+SERVICE = "rank"
+
+
+@pytest.fixture(scope="session")
+def model_cache(pytestconfig: pytest.Config) -> Path:
+    """Where SavedModels are kept between runs."""
+    return pytestconfig.cache.mkdir("saved_models")
+
+
+@pytest.fixture(scope="session")
+def ranking(model_cache: Path) -> Path:
+    """The ranking model's version directory; read-only."""
+    return saved_model(model_cache, "ranking")
+
+
+@pytest.fixture(scope="session")
+def edge(model_cache: Path) -> Path:
+    """The corner-case model's version directory; read-only."""
+    return saved_model(model_cache, "edge")
+
+
+@pytest.fixture(scope="session")
+def ranking_host(ranking: Path) -> Iterator[HostProcess]:
+    """The ranking model behind gRPC and, as service ``rank``, EAS."""
+    with HostProcess(ranking) as host:
+        yield host
+
+
+@pytest.fixture(scope="session")
+def edge_host(edge: Path) -> Iterator[HostProcess]:
+    """The corner-case model behind gRPC and, as service ``rank``, EAS."""
+    with HostProcess(edge) as host:
+        yield host
+
+
+@dataclass
+class Front:
+    """A sidecar in front of a host: where clients go, and what it stored."""
+
+    sidecar: Sidecar
+    grpc: str
+    eas: str
+    path: Path
+
+    def store(self) -> Store:
+        """The store, as another process reads it."""
+        return open_store(str(self.path))
+
+    @cached_property
+    def counters(self) -> Counters:
+        """The live counters."""
+        return self.sidecar.counters()
+
+    def count(self, name: str) -> int:
+        """A live counter."""
+        return self.counters.snapshot()[name]
+
+    def wait_observed(self, requests: int) -> None:
+        """Until the worker has read that many requests."""
+        until(lambda: self.count("requests_observed") >= requests, f"{requests} requests observed")
+
+
+def front(host: HostProcess, directory: Path, module: str = "proxy.command") -> Front:
+    """Start a sidecar in front of a host's two protocols; the caller leaves ``sidecar`` as a context."""
+    path = directory / "warmtap.sqlite"
+    pairs = [word for one in (host.grpc, host.eas) for word in ("--listen", "127.0.0.1:0", "--upstream", one)]
+    sidecar = Sidecar(*pairs, "--store", str(path), cwd=directory, module=module)
+    grpc_port, eas_port = sidecar.ready()
+    return Front(sidecar, f"127.0.0.1:{grpc_port}", f"127.0.0.1:{eas_port}", path)
+
+
+def tf_client(target: str, plan: list[dict[str, Any]], *options: str) -> str:
+    """Run the real gRPC client to its end; what it printed."""
+    command = [sys.executable, "-m", "tests.clients.tfserving_client", target, MODEL, *options]
+    return _run(command, plan)
+
+
+def eas_client(target: str, plan: list[dict[str, Any]], *options: str) -> str:
+    """Run the real EAS SDK to its end; what it printed."""
+    command = [str(EAS_PYTHON), "tests/clients/eas/client.py", f"http://{target}", SERVICE, *options]
+    return _run(command, plan)
+
+
+def eas_parse(bodies: list[bytes]) -> list[bytes]:
+    """Each body through the real SDK's own message and out again."""
+    lines = "".join(body.hex() + "\n" for body in bodies)
+    done = subprocess.run(
+        [str(EAS_PYTHON), "tests/clients/eas/client.py", "-", SERVICE, "--parse"],
+        cwd=ROOT,
+        input=lines,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [bytes.fromhex(line) for line in done.stdout.split()]
+
+
+def _run(command: list[str], plan: list[dict[str, Any]]) -> str:
+    done = subprocess.run(command, cwd=ROOT, input=json.dumps(plan), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
