@@ -13,9 +13,9 @@ than leaning to the newest.
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field
 from typing import Final
 
+from capture.admission_state import Decision, Held, Known, VersionState
 from capture.dialects.base import Outcome
 from capture.store.base import MAX_SHAPES, OTHER, ModelVersion, RecordKey, StoredHeldOut, StoredSignature
 
@@ -28,76 +28,6 @@ TOMBSTONES: Final = 4
 CUT_CALLS: Final = 256
 #: Model versions that are known at a time; beyond it the one seen least recently loses its requests.
 MAX_MODEL_VERSIONS: Final = 1024
-
-
-@dataclass(slots=True)
-class Known:
-    """What is remembered of one signature. ``sample_at`` is None where there is none; ``held`` the id of its further
-    sample."""
-
-    first_seen: float
-    last_seen: float
-    hits: int = 0
-    hours: int = 0
-    last_hour: int = -1
-    shapes: dict[str, int] = field(default_factory=dict)
-    sample_at: float | None = None
-    sample_shapes: str = ""
-    sample_proven: bool = False
-    sample_size: int = 0
-    held: str = ""
-    held_at: float = 0.0
-    evicted: bool = False
-
-    @property
-    def rank(self) -> tuple[int, int, float]:
-        """The lowest is evicted first: seen in the fewest distinct hours, then with the fewest hits, then oldest."""
-        return (self.hours, self.hits, self.first_seen)
-
-
-@dataclass(slots=True)
-class Held:
-    """One held-out request and its roles."""
-
-    digest: str
-    size: int
-    captured_at: float
-    draw: float | None
-    for_signature: bool
-
-
-@dataclass(slots=True)
-class Decision:
-    """What to do with one call. ``hold`` is the held-out request to store; ``released`` maps ids of others to the roles
-    that they keep; ``evicted`` are signatures that lose their requests."""
-
-    new: bool = False
-    new_hour: bool = False
-    admitted: bool = True
-    sample: bool = False
-    hold: tuple[float | None, bool] | None = None
-    released: dict[str, tuple[float | None, bool]] = field(default_factory=dict)
-    evicted: list[RecordKey] = field(default_factory=list)
-
-
-class _Version:
-    """State of one model version."""
-
-    __slots__ = ("calls", "cut", "cut_age", "full", "held", "held_bytes", "last_seen", "new_by_hour", "signatures")
-
-    def __init__(self) -> None:
-        self.signatures: dict[str, Known] = {}
-        self.held: dict[str, Held] = {}
-        self.held_bytes = 0
-        #: Proven calls by hour: the size of the window that the reservoir is drawn from.
-        self.calls: dict[int, int] = {}
-        self.new_by_hour: tuple[int, int] = (-1, 0)
-        #: Draws below it enter the reservoir; None when it must be computed, ``cut_age`` calls after it was.
-        self.cut: float | None = None
-        self.cut_age = 0
-        #: The reservoir was at its bound (requests or bytes) when it last changed.
-        self.full = False
-        self.last_seen = 0.0
 
 
 class Admission:
@@ -121,14 +51,14 @@ class Admission:
         self._held_bytes = held_out_bytes
         self._held_seconds = held_out_seconds
         self._refresh_after = refresh_after
-        self._versions: dict[ModelVersion, _Version] = {}
+        self._versions: dict[ModelVersion, VersionState] = {}
         #: Payload bytes that the store holds by these decisions.
         self.stored_bytes = 0
 
     def load(self, signatures: list[StoredSignature], held_out: list[StoredHeldOut]) -> None:
         """Take up what the store holds, after a restart."""
         for row in signatures:
-            state = self._versions.setdefault(row.key.owner, _Version())
+            state = self._versions.setdefault(row.key.owner, VersionState())
             state.last_seen = max(state.last_seen, row.last_seen)
             state.signatures[row.key.digest] = Known(
                 first_seen=row.first_seen,
@@ -146,7 +76,7 @@ class Admission:
             )
             self.stored_bytes += row.sample_size
         for held in held_out:
-            state = self._versions.setdefault(held.key.owner, _Version())
+            state = self._versions.setdefault(held.key.owner, VersionState())
             state.held[held.id] = Held(held.key.digest, held.size, held.captured_at, held.draw, held.for_signature)
             state.held_bytes += held.size
             self.stored_bytes += held.size
@@ -236,7 +166,7 @@ class Admission:
     # --- the held-out set ---
 
     def _hold(
-        self, key: RecordKey, state: _Version, known: Known, size: int, held_id: str, now: float, draw: float,
+        self, key: RecordKey, state: VersionState, known: Known, size: int, held_id: str, now: float, draw: float,
         decision: Decision,
     ) -> None:  # fmt: skip
         if size > self._held_bytes // 2:
@@ -255,7 +185,7 @@ class Admission:
         decision.hold = (draw if in_reservoir else None, for_signature)
         self._shrink(state, held_id, decision)
 
-    def _threshold(self, state: _Version, now: float) -> float:
+    def _threshold(self, state: VersionState, now: float) -> float:
         """Draws below it enter the reservoir."""
         state.cut_age += 1
         if state.cut is None or state.cut_age >= CUT_CALLS:
@@ -269,7 +199,7 @@ class Admission:
                 state.cut = self._held_requests / max(calls, self._held_requests)
         return state.cut
 
-    def _shrink(self, state: _Version, newest: str, decision: Decision) -> None:
+    def _shrink(self, state: VersionState, newest: str, decision: Decision) -> None:
         """Keep the reservoir within its count and its bytes: the largest draws leave, whatever their size."""
         reservoir = [(-held.draw, held_id) for held_id, held in state.held.items() if held.draw is not None]
         heapq.heapify(reservoir)
@@ -291,7 +221,7 @@ class Admission:
 
     def _release(
         self,
-        state: _Version,
+        state: VersionState,
         held_id: str,
         decision: Decision,
         *,
@@ -308,7 +238,7 @@ class Admission:
         if held.draw is None and not held.for_signature:
             self._forget_held(state, held_id)
 
-    def _forget_held(self, state: _Version, held_id: str) -> None:
+    def _forget_held(self, state: VersionState, held_id: str) -> None:
         held = state.held.pop(held_id)
         state.cut = None
         state.held_bytes -= held.size
@@ -352,7 +282,7 @@ class Admission:
 
     # --- bounds ---
 
-    def _version(self, owner: ModelVersion, now: float, proven: bool, decision: Decision) -> _Version | None:
+    def _version(self, owner: ModelVersion, now: float, proven: bool, decision: Decision) -> VersionState | None:
         state = self._versions.get(owner)
         if state is None:
             if len(self._versions) >= MAX_MODEL_VERSIONS:
@@ -364,11 +294,11 @@ class Admission:
                 for digest in [name for name, known in gone.signatures.items() if not known.evicted]:
                     self._evict(oldest, gone, digest, decision)
                 del self._versions[oldest]
-            state = self._versions[owner] = _Version()
+            state = self._versions[owner] = VersionState()
         state.last_seen = now
         return state
 
-    def _admit(self, key: RecordKey, state: _Version, now: float, decision: Decision) -> Known | None:
+    def _admit(self, key: RecordKey, state: VersionState, now: float, decision: Decision) -> Known | None:
         """A signature seen for the first time: its state, or None where it is turned away."""
         hour = int(now // HOUR)
         counted_hour, count = state.new_by_hour
@@ -385,7 +315,7 @@ class Admission:
         known = state.signatures[key.digest] = Known(first_seen=now, last_seen=now)
         return known
 
-    def _readmit(self, key: RecordKey, state: _Version, known: Known, decision: Decision) -> bool:
+    def _readmit(self, key: RecordKey, state: VersionState, known: Known, decision: Decision) -> bool:
         live = [name for name, other in state.signatures.items() if not other.evicted]
         if len(live) >= self._max_signatures:
             lowest = min(live, key=lambda name: state.signatures[name].rank)
@@ -395,7 +325,7 @@ class Admission:
         known.evicted = False
         return True
 
-    def _evict(self, owner: ModelVersion, state: _Version, digest: str, decision: Decision) -> None:
+    def _evict(self, owner: ModelVersion, state: VersionState, digest: str, decision: Decision) -> None:
         known = state.signatures[digest]
         self.stored_bytes -= known.sample_size
         known.evicted, known.sample_at, known.sample_size, known.sample_proven = True, None, 0, False

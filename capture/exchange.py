@@ -8,14 +8,13 @@ oversized, never kept short.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from capture.config import ListenerConfig
 from capture.dialects.base import Ignored, Judgement, Opaque, Outcome, Response, Route, Unreadable
 from capture.dialects.table import route as find_route
-from capture.schema.wire import FieldProbe
+from capture.open_exchange import BodyBudget, Exchange, OpenExchange
 from capture.signature import Call
 from capture.wire import events as ev
 from capture.wire.grpc import (
@@ -36,94 +35,6 @@ MAX_COMPRESSED_RESPONSE_BYTES: Final = 8 << 20
 STORED_HEADERS: Final = frozenset({b"content-type", b"content-encoding", b"grpc-encoding"})
 #: Longest user agent that is kept for "who sends this".
 MAX_SENDER_CHARS: Final = 80
-
-
-@dataclass(slots=True)
-class Exchange:
-    """One finished exchange. ``call`` and ``judgement`` are set for calls that could be read; otherwise ``ignored``,
-    ``refusal`` or one of the flags says what it was. ``body`` is the request as the model server reads it, transport
-    compression removed; ``wire_body`` the bytes as sent where they differ."""
-
-    flow: int
-    stream: int
-    sender: str
-    path: str = ""
-    headers: dict[str, str] = field(default_factory=dict)
-    route: Route | None = None
-    ignored: str = ""
-    verified: bool = True
-    call: Call | None = None
-    refusal: str = ""
-    body: bytes | None = None
-    wire_body: bytes | None = None
-    oversized: bool = False
-    lost: bool = False
-    request_complete: bool = False
-    judgement: Judgement | None = None
-
-
-class BodyBudget:
-    """The bytes of request bodies that a worker may hold at a time, over all flows."""
-
-    __slots__ = ("_open", "limit", "used")
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
-        self._open: dict[int, _Open] = {}
-
-    def take(self, owner: _Open, size: int) -> None:
-        """Account for ``size`` more bytes of this body; the largest body is given up while the limit is passed."""
-        self._open[id(owner)] = owner
-        owner.size += size
-        self.used += size
-        while self.used > self.limit:
-            largest = max(self._open.values(), key=lambda held: held.size)
-            largest.exchange.oversized = True
-            largest.drop()
-
-    def give_back(self, owner: _Open) -> None:
-        """The body of ``owner`` is held no longer."""
-        if self._open.pop(id(owner), None) is not None:
-            self.used -= owner.size
-        owner.size = 0
-
-
-class _Open:
-    """An exchange in progress."""
-
-    __slots__ = (
-        "budget",
-        "compressed",
-        "encoding",
-        "exchange",
-        "opaque",
-        "parts",
-        "probe",
-        "reader",
-        "response",
-        "size",
-        "started",
-    )
-
-    def __init__(self, exchange: Exchange, budget: BodyBudget) -> None:
-        self.exchange = exchange
-        self.budget = budget
-        self.parts: list[bytes] = []
-        self.size = 0
-        self.response = Response()
-        self.probe: FieldProbe | None = None
-        self.reader: GrpcReader | None = None
-        self.encoding = b""
-        self.compressed: list[bytes] | None = None
-        self.started = False
-        self.opaque = False
-
-    def drop(self) -> None:
-        """Hold no bytes of the request any more."""
-        self.parts = []
-        self.exchange.body = self.exchange.wire_body = None
-        self.budget.give_back(self)
 
 
 class ExchangeTracker:
@@ -161,7 +72,7 @@ class ExchangeTracker:
         self._budget = budget
         self._max_request = max_request_bytes
         self._wanted = wanted
-        self._open: dict[int, _Open] = {}
+        self._open: dict[int, OpenExchange] = {}
         #: Exchanges that ended since the list was last emptied by its reader.
         self.finished: list[Exchange] = []
         #: Events that concern the flow rather than an exchange, likewise.
@@ -221,7 +132,7 @@ class ExchangeTracker:
             exchange.ignored = found.what
         else:
             exchange.route = found
-        entry = _Open(exchange, self._budget)
+        entry = OpenExchange(exchange, self._budget)
         self._open[event.stream] = entry
 
     def _request_data(self, event: ev.RequestData) -> None:
@@ -247,7 +158,7 @@ class ExchangeTracker:
         if entry.response.complete:
             self._finish(entry)
 
-    def _read(self, entry: _Open, route: Route) -> None:
+    def _read(self, entry: OpenExchange, route: Route) -> None:
         """Understand the complete request, and keep of its body what may be stored."""
         exchange = entry.exchange
         sent = entry.parts[0] if len(entry.parts) == 1 else b"".join(entry.parts)
@@ -327,7 +238,7 @@ class ExchangeTracker:
             else:
                 self._response_message_end(entry)
 
-    def _response_piece(self, entry: _Open, data: bytes) -> None:
+    def _response_piece(self, entry: OpenExchange, data: bytes) -> None:
         if entry.probe is None:
             return
         if entry.compressed is None:
@@ -337,7 +248,7 @@ class ExchangeTracker:
         else:
             entry.probe = entry.compressed = None
 
-    def _response_message_end(self, entry: _Open) -> None:
+    def _response_message_end(self, entry: OpenExchange) -> None:
         if entry.compressed is None or entry.probe is None:
             return
         try:
@@ -380,11 +291,13 @@ class ExchangeTracker:
         # It may be the first that is heard of its stream.
         entry = self._open.get(event.stream)
         if entry is None:
-            entry = self._open[event.stream] = _Open(Exchange(self._flow, event.stream, self._peer), self._budget)
+            entry = self._open[event.stream] = OpenExchange(
+                Exchange(self._flow, event.stream, self._peer), self._budget
+            )
         entry.exchange.lost = True
         self._finish(entry)
 
-    def _finish(self, entry: _Open) -> None:
+    def _finish(self, entry: OpenExchange) -> None:
         exchange = entry.exchange
         del self._open[exchange.stream]
         body, wire_body = exchange.body, exchange.wire_body

@@ -16,7 +16,8 @@ from capture import tap
 from capture.admission import Admission
 from capture.config import ListenerConfig
 from capture.dialects.base import Outcome
-from capture.exchange import BodyBudget, Exchange, ExchangeTracker
+from capture.exchange import ExchangeTracker
+from capture.open_exchange import BodyBudget, Exchange
 from capture.signature import Call
 from capture.store.base import (
     MAX_SENDERS,

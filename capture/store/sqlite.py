@@ -7,7 +7,6 @@ tables of their own, so that listing never reads them.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
@@ -32,47 +31,7 @@ from capture.store.base import (
     StoredSignature,
     StoreError,
 )
-
-#: "wtap": tells a warmtap store from any other SQLite file (PRAGMA application_id).
-APPLICATION_ID: Final = 0x77746170
-#: Raised with every change to the tables; an older file is migrated on opening, a newer one refused.
-SCHEMA_VERSION: Final = 1
-#: How long a writer waits for another one, milliseconds.
-BUSY_TIMEOUT_MS: Final = 5000
-
-_SCHEMA: Final = """
-CREATE TABLE signatures (
-  id INTEGER PRIMARY KEY,
-  family TEXT NOT NULL, model TEXT NOT NULL, version TEXT NOT NULL, digest TEXT NOT NULL,
-  signature TEXT NOT NULL,
-  proven INTEGER NOT NULL, unproven INTEGER NOT NULL,
-  first_seen REAL NOT NULL, last_seen REAL NOT NULL, hours INTEGER NOT NULL,
-  shapes TEXT NOT NULL, senders TEXT NOT NULL, evicted INTEGER NOT NULL DEFAULT 0,
-  UNIQUE (family, model, version, digest)
-);
-CREATE TABLE samples (
-  signature_id INTEGER PRIMARY KEY REFERENCES signatures (id) ON DELETE CASCADE,
-  size INTEGER NOT NULL, shapes TEXT NOT NULL, outcome TEXT NOT NULL, captured_at REAL NOT NULL,
-  path TEXT NOT NULL, headers TEXT NOT NULL, wire_body BLOB, body BLOB NOT NULL
-);
-CREATE TABLE held_out (
-  id TEXT PRIMARY KEY,
-  signature_id INTEGER NOT NULL REFERENCES signatures (id) ON DELETE CASCADE,
-  draw REAL, for_signature INTEGER NOT NULL,
-  size INTEGER NOT NULL, shapes TEXT NOT NULL, outcome TEXT NOT NULL, captured_at REAL NOT NULL,
-  path TEXT NOT NULL, headers TEXT NOT NULL, wire_body BLOB, body BLOB NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX held_out_signature ON held_out (signature_id);
-CREATE TABLE refusals (
-  family TEXT NOT NULL, model TEXT NOT NULL, outcome TEXT NOT NULL, reason TEXT NOT NULL, count INTEGER NOT NULL,
-  PRIMARY KEY (family, model, outcome, reason)
-) WITHOUT ROWID;
-CREATE TABLE ignored (what TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE runs (run TEXT PRIMARY KEY, updated_at REAL NOT NULL, counters TEXT NOT NULL) WITHOUT ROWID;
-"""
-
-#: Statements that lead from schema version N to N+1, by N.
-_MIGRATIONS: Final[dict[int, str]] = {}
+from capture.store.sqlite_file import open_file
 
 _SAMPLE_COLUMNS: Final = "size, shapes, outcome, captured_at, path, headers, wire_body, body"
 
@@ -87,35 +46,7 @@ class SqliteStore:
     @classmethod
     def open(cls, path: Path, *, create: bool = False) -> SqliteStore:
         """Open or create the file. Raises StoreError with the remedy: absent, no warmtap store, of a newer warmtap."""
-        if create:
-            try:
-                # Created here so that it is never readable by others, not for a moment; -wal and -shm take after it.
-                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            except OSError as error:
-                raise StoreError(f"store {path}: {error.strerror}") from None
-        elif path.is_dir():
-            raise StoreError(f"store {path}: Is a directory; name the file")
-        elif not path.is_file():
-            raise StoreError(f"store {path}: no such file; start the sidecar with this store first, or name another")
-        connection = None
-        try:
-            connection = sqlite3.connect(
-                path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, check_same_thread=False
-            )
-            _recognise(path, connection, create=create)
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")
-            connection.execute("PRAGMA foreign_keys=ON")
-            _prepare(connection)
-        except sqlite3.Error as error:
-            if connection is not None:
-                connection.close()
-            raise StoreError(f"store {path}: {_explained(error)}") from None
-        except StoreError:
-            if connection is not None:
-                connection.close()
-            raise
-        return cls(path, connection)
+        return cls(path, open_file(path, create=create))
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -276,57 +207,6 @@ class SqliteStore:
         self._db.close()
 
 
-def _explained(error: sqlite3.Error) -> str:
-    """SQLite's text, and what it means where that is not plain."""
-    if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-        return f"{error}; it is no warmtap store, or it is damaged"
-    return str(error)
-
-
-def _recognise(path: Path, db: sqlite3.Connection, *, create: bool) -> None:
-    """Raise StoreError unless the file is a store of this format or older, or empty and to be created. Only reads:
-    another program's file must stay as it is."""
-    application = db.execute("PRAGMA application_id").fetchone()[0]
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if _is_empty(db):
-        if not create:
-            raise StoreError(f"store {path}: empty; start the sidecar with this store first, or name another")
-    elif application != APPLICATION_ID:
-        raise StoreError(f"store {path}: a SQLite file, but no warmtap store; name another file")
-    elif version > SCHEMA_VERSION:
-        raise StoreError(
-            f"store {path}: written by a newer warmtap (format {version}, this one reads up to {SCHEMA_VERSION});"
-            " upgrade warmtap or name another file"
-        )
-
-
-def _is_empty(db: sqlite3.Connection) -> bool:
-    return (
-        db.execute("PRAGMA application_id").fetchone()[0] == 0
-        and db.execute("PRAGMA user_version").fetchone()[0] == 0
-        and db.execute("SELECT 1 FROM sqlite_master").fetchone() is None
-    )
-
-
-def _prepare(db: sqlite3.Connection) -> None:
-    """Create the tables, or bring an older file up to date."""
-    if _is_empty(db):
-        try:
-            db.executescript(
-                f"BEGIN IMMEDIATE; PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={SCHEMA_VERSION};"
-                f" {_SCHEMA} COMMIT;"
-            )
-        except sqlite3.OperationalError:
-            # Another process created it in the same moment: then it is there now.
-            db.rollback()
-            if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-                raise
-        return
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    for step in range(version, SCHEMA_VERSION):
-        db.executescript(f"BEGIN IMMEDIATE; {_MIGRATIONS[step]} PRAGMA user_version={step + 1}; COMMIT;")
-
-
 def _signature_id(db: sqlite3.Connection, key: RecordKey) -> int | None:
     row = db.execute(
         "SELECT id FROM signatures WHERE family=? AND model=? AND version=? AND digest=?", (*key.owner, key.digest)
@@ -361,12 +241,13 @@ def _count(db: sqlite3.Connection, key: RecordKey, delta: SignatureDelta) -> int
         return row
     row, shapes, senders = found
     db.execute(
-        "UPDATE signatures SET proven=proven+?, unproven=unproven+?, hours=hours+?, last_seen=max(last_seen, ?),"
-        " shapes=?, senders=? WHERE id=?",
+        "UPDATE signatures SET proven=proven+?, unproven=unproven+?, hours=hours+?, first_seen=min(first_seen, ?),"
+        " last_seen=max(last_seen, ?), shapes=?, senders=? WHERE id=?",
         (
             delta.proven,
             delta.unproven,
             delta.hours,
+            delta.first_seen,
             delta.last_seen,
             _merged(shapes, delta.shapes, MAX_SHAPES),
             _merged(senders, delta.senders, MAX_SENDERS),

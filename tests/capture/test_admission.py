@@ -131,9 +131,9 @@ def test_the_sample_becomes_one_of_the_most_frequent_shape() -> None:
     assert not calls(shapes="x[2]").sample
     # Twice as often, and most frequent of all.
     assert calls(shapes="x[2]").sample
-    for _ in range(3):
+    for _ in range(2):
         assert not calls(shapes="x[1]").sample
-    assert calls(shapes="x[1]").sample is True or True
+    assert calls(shapes="x[1]").sample
     assert calls.samples == {RecordKey(OWNER, "a"): 100}
 
 
@@ -257,11 +257,7 @@ def test_the_reservoir_holds_the_smallest_draws() -> None:
         calls(draw=(draw := calls.random.random()))
         if number:
             draws.append(draw)
-    assert (
-        sorted(calls.held[held_id][2] for held_id in calls.reservoir if held_id != "h2")
-        == pytest.approx(sorted(draws)[:20])
-        or len(calls.reservoir) == 20
-    )
+    assert sorted(held[2] for held in calls.held.values() if held[2] is not None) == sorted(draws)[:20]
 
 
 def test_the_reservoir_is_uniform_over_time_and_signatures() -> None:
@@ -323,7 +319,7 @@ def test_the_further_sample_of_a_signature_is_renewed() -> None:
 def test_a_held_out_request_that_loses_its_draw_stays_for_its_signature() -> None:
     calls = Calls(held_out_requests=1)
     calls()
-    calls(draw=0.5)
+    calls(draw=0.4)
     assert calls(draw=0.1).released == {"h2": (None, True)}
     assert calls(draw=0.05).released == {"h3": (None, False)}
     assert set(calls.held) == {"h2", "h4"}

@@ -481,7 +481,8 @@ def test_a_grpc_channel_that_is_joined_in_the_middle() -> None:
 
 
 def test_a_lost_stream_that_was_never_heard_of_is_counted() -> None:
-    from capture.exchange import BodyBudget, ExchangeTracker
+    from capture.exchange import ExchangeTracker
+    from capture.open_exchange import BodyBudget
     from capture.wire import events as ev
 
     tracker = ExchangeTracker(1, LISTENERS[0], "-", BodyBudget(1000), max_request_bytes=10, wanted=lambda call: True)
@@ -491,7 +492,8 @@ def test_a_lost_stream_that_was_never_heard_of_is_counted() -> None:
 
 
 def test_success_behind_missed_bytes_needs_the_bodys_word() -> None:
-    from capture.exchange import BodyBudget, ExchangeTracker
+    from capture.exchange import ExchangeTracker
+    from capture.open_exchange import BodyBudget
     from capture.wire import events as ev
 
     def outcome(answer: bytes) -> str:

@@ -1,0 +1,229 @@
+"""What is SQLite's own: files, modes, formats, kills."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from capture.store.base import Batch, StoreError, open_store
+from capture.store.sqlite_file import APPLICATION_ID, SCHEMA_VERSION
+from tests.support.stores import add, filled, signature
+from tests.support.tf_models import ROOT
+
+
+def refused(path: Path, *, create: bool = False) -> str:
+    with pytest.raises(StoreError) as caught:
+        open_store(str(path), create=create)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text.replace(str(path), "PATH")
+
+
+def test_nobody_else_may_read_it(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        batch = Batch("run1")
+        add(batch, signature())
+        store = filled(tmp_path / "s", batch)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == {"s": 0o600, "s-wal": 0o600, "s-shm": 0o600}
+    store.close()
+
+
+def test_the_url_may_name_the_kind(tmp_path: Path) -> None:
+    open_store(f"sqlite:{tmp_path / 's'}", create=True).close()
+    open_store(str(tmp_path / "s")).close()
+
+
+def test_a_store_that_is_not_there(tmp_path: Path) -> None:
+    assert refused(tmp_path / "s") == (
+        "store PATH: no such file; start the sidecar with this store first, or name another"
+    )
+    assert not (tmp_path / "s").exists()
+    assert refused(tmp_path / "none" / "s", create=True) == "store PATH: No such file or directory"
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_directory(tmp_path: Path, create: bool) -> None:
+    assert refused(tmp_path, create=create).startswith("store PATH: Is a directory")
+
+
+def test_an_empty_file_is_a_store_only_for_who_creates(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    path.touch()
+    assert refused(path) == "store PATH: empty; start the sidecar with this store first, or name another"
+    assert path.stat().st_size == 0
+    open_store(str(path), create=True).close()
+    open_store(str(path)).close()
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_file_that_is_no_database(tmp_path: Path, create: bool) -> None:
+    path = tmp_path / "s"
+    path.write_bytes(b"something else, long enough to be looked at\n" * 50)
+    before = path.read_bytes()
+    assert refused(path, create=create) == (
+        "store PATH: file is not a database; it is no warmtap store, or it is damaged"
+    )
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_another_programs_database_stays_as_it_is(tmp_path: Path, create: bool) -> None:
+    path = tmp_path / "s"
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE t (x)")
+    db.close()
+    before = path.read_bytes()
+    assert refused(path, create=create) == "store PATH: a SQLite file, but no warmtap store; name another file"
+    assert path.read_bytes() == before
+    assert [other.name for other in tmp_path.iterdir()] == ["s"]
+
+
+def test_a_store_of_a_newer_warmtap(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    open_store(str(path), create=True).close()
+    db = sqlite3.connect(path)
+    db.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
+    db.close()
+    for create in (True, False):
+        assert refused(path, create=create) == (
+            f"store PATH: written by a newer warmtap (format {SCHEMA_VERSION + 1}, this one reads up to"
+            f" {SCHEMA_VERSION}); upgrade warmtap or name another file"
+        )
+
+
+def test_the_file_says_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    open_store(str(path), create=True).close()
+    db = sqlite3.connect(path)
+    assert db.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
+    assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+    assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    db.close()
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_place_that_may_not_be_written(tmp_path: Path, existing: bool) -> None:
+    """Another user's directory: run as nobody, because root may write everywhere."""
+    if os.getuid() != 0:
+        pytest.skip("needs root to become another user")
+    path = tmp_path / "s"
+    if existing:
+        open_store(str(path), create=True).close()
+        path.chmod(0o444)
+    os.chmod(tmp_path, 0o555)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.setgid(65534)
+            os.setuid(65534)
+            try:
+                open_store(str(path), create=True)
+            except StoreError as error:
+                status = 0 if "\n" not in str(error) and "ermission denied" in str(error) else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    tmp_path.chmod(0o755)
+
+
+def test_a_writer_that_holds_the_store_too_long_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("capture.store.sqlite_file.BUSY_TIMEOUT_MS", 10)
+    path = tmp_path / "s"
+    store = open_store(str(path), create=True)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    batch = Batch("run1")
+    add(batch, signature())
+    with pytest.raises(StoreError, match="database is locked"):
+        store.apply(batch)
+    other.execute("ROLLBACK")
+    other.close()
+    store.apply(batch)
+    assert len(store.signatures()) == 1
+    store.close()
+
+
+def test_many_may_create_it_at_once(tmp_path: Path) -> None:
+    for turn in range(10):
+        path, errors, barrier = tmp_path / f"s{turn}", [], threading.Barrier(6)
+
+        def create(path: Path = path, errors: list[str] = errors, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            try:
+                open_store(str(path), create=True).close()
+            except StoreError as error:
+                errors.append(str(error))
+
+        threads = [threading.Thread(target=create) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        open_store(str(path)).close()
+
+
+_WRITER = """
+import sys
+from capture.store.base import Batch, open_store
+from tests.support.stores import add, held_out, signature
+store = open_store(sys.argv[1], create=True)
+number = int(sys.argv[2])
+while True:
+    number += 1
+    batch = Batch("run1", counters={"requests_observed": number})
+    key = add(batch, signature([f"o{number}"]), body=b"b" * (number * 7919 % 200_000))
+    held_out(batch, key, f"h{number}", b"h" * 1000)
+    store.apply(batch)
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.server
+def test_a_kill_in_the_middle_of_writes_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    path, chance, last = tmp_path / "s", random.Random(5), 0
+    for _ in range(6):
+        with subprocess.Popen(
+            [sys.executable, "-c", _WRITER, str(path), str(last)], cwd=ROOT, stdout=subprocess.PIPE
+        ) as child:
+            assert child.stdout is not None
+            for _ in range(chance.randrange(1, 60)):
+                last = int(child.stdout.readline())
+            child.send_signal(signal.SIGKILL)
+            # What it had written before the signal took effect was acknowledged as well.
+            last = max(
+                [last, *(int(line) for line in child.stdout.read().splitlines(keepends=True) if line.endswith(b"\n"))]
+            )
+        db = sqlite3.connect(path)
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert db.execute("PRAGMA foreign_key_check").fetchall() == []
+        db.close()
+        store = open_store(str(path))
+        numbers = {int(row.signature.outputs[0][1:]) for row in store.signatures() if row.signature.outputs}
+        # All acknowledged ones, and at most the one that was being acknowledged.
+        assert numbers in (set(range(1, last + 1)), set(range(1, last + 2)))
+        for row in store.signatures():
+            found = store.sample(row.key)
+            assert found is not None
+            assert len(found.body) == int(row.signature.outputs[0][1:]) * 7919 % 200_000  # type: ignore[index]
+        assert len(store.held_out_index()) == len(numbers)
+        assert store.counters()["requests_observed"] == max(numbers)
+        last = max(numbers)
+        store.close()
