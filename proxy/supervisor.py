@@ -33,8 +33,8 @@ from proxy.relay_main import READY, STOP, TAP, RelayConfig, RelayListener
 
 log = logging.getLogger("supervisor")
 
-RELAY_COMMAND: Final = (sys.executable, "-m", "proxy.relay_main")
-WORKER_COMMAND: Final = (sys.executable, "-m", "capture.worker")
+RELAY_COMMAND: Final = (sys.executable, "-P", "-m", "proxy.relay_main")
+WORKER_COMMAND: Final = (sys.executable, "-P", "-m", "capture.worker")
 #: A child that lived for less than this many seconds died quickly.
 QUICK_SECONDS: Final = 10.0
 #: Seconds before a restart after quick deaths: at once, then this, doubling up to the limit.

@@ -62,7 +62,7 @@ def run_trial(saved_model: Path, family: str, bodies: Sequence[bytes]) -> Trial:
     crashes = 0
     while len(results) < len(bodies) or not ready.level:
         child = subprocess.Popen(
-            [sys.executable, "-m", "replay.trial", os.fspath(saved_model), family],
+            [sys.executable, "-P", "-m", "replay.trial", os.fspath(saved_model), family],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

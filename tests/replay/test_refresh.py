@@ -1,0 +1,130 @@
+"""refresh against real TensorFlow: the warm-up file of each new version, with only what runs on it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from capture.export.manifest import MANIFEST_SUFFIX
+from capture.export.tfrecord import WARMUP_PATH, read_records
+from capture.schema import messages
+from replay.trial import run_trial
+from tests.replay.test_signature_matrix import tfserving
+from tests.replay.test_verify import CAPTURE, fill
+from tests.support.tf_host import HostProcess
+from tests.support.tf_models import ROOT, private_copy
+
+pytestmark = pytest.mark.server
+
+RUNS = [tfserving(["sum"]), tfserving([], signature="with_default")]
+#: Negative values: this request reaches Session::Run and fails there.
+FAILS = tfserving([], signature="checked", value=-1.0)
+DOES_NOT_FIT = tfserving(["gone"])
+
+
+def refresh(base: Path, store: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*CAPTURE, "refresh", "--saved-model-base", str(base), "--store", str(store), *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_new_version_gets_a_file_with_what_runs_on_it(edge: Path, tmp_path: Path) -> None:
+    model = private_copy(edge, tmp_path, version=2)
+    (model / "saved_model.pb").chmod(0o644)
+    store = fill(tmp_path / "store", "tfserving", [*RUNS, FAILS, DOES_NOT_FIT], [])
+    done = refresh(model.parent, store)
+    assert done.returncode == 0, done.stderr
+    assert "version 2: 2 records, each run on it with TensorFlow" in done.stdout
+    assert "does not fit: no output gone" in done.stdout
+    assert "does not run on version 2: INVALID_ARGUMENT" in done.stdout
+    file = model / WARMUP_PATH
+    logs = [messages.PredictionLog.FromString(record) for record in read_records(file.read_bytes())]
+    assert len(logs) == len(RUNS)
+    manifest = json.loads(file.with_name(file.name + MANIFEST_SUFFIX).read_bytes())
+    assert manifest["proof"]["level"] == "executor"
+    assert {one["reason"].split(":")[0] for one in manifest["left_out"]} == {
+        "does not fit",
+        "does not run on version 2",
+    }
+    # The server reads it as another user: as readable as the model itself.
+    assert file.stat().st_mode & 0o777 == 0o644
+    # And the server loads it.
+    with HostProcess(model, "--model-name=edge") as host:
+        assert host.builds == len(RUNS)
+
+
+def test_a_version_that_has_a_file_is_left_alone(edge: Path, tmp_path: Path) -> None:
+    model = private_copy(edge, tmp_path, version=3)
+    file = model / WARMUP_PATH
+    file.parent.mkdir()
+    file.write_bytes(b"made by hand")
+    store = fill(tmp_path / "store", "tfserving", RUNS, [])
+    done = refresh(model.parent, store)
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == ["version 3: has a warm-up file already", "nothing to do: no new version"]
+    assert file.read_bytes() == b"made by hand"
+
+
+def test_nothing_is_written_when_nothing_fits(edge: Path, tmp_path: Path) -> None:
+    model = private_copy(edge, tmp_path)
+    store = fill(tmp_path / "store", "tfserving", [DOES_NOT_FIT], [])
+    done = refresh(model.parent, store)
+    assert done.returncode == 0
+    assert "no warm-up file written" in done.stdout
+    assert not (model / WARMUP_PATH).exists()
+
+
+def test_a_broken_version_fails_and_the_others_are_done(edge: Path, tmp_path: Path) -> None:
+    model = private_copy(edge, tmp_path, version=5)
+    broken = model.parent / "4"
+    broken.mkdir()
+    (broken / "saved_model.pb").write_bytes(b"\xff" * 100)
+    (model.parent / "6").mkdir()
+    store = fill(tmp_path / "store", "tfserving", RUNS, [])
+    done = refresh(model.parent, store)
+    assert done.returncode == 1
+    assert "version 4: FAILED" in done.stdout
+    assert "version 6: no saved_model.pb yet" in done.stdout
+    assert (model / WARMUP_PATH).exists()
+    assert not (broken / WARMUP_PATH).exists()
+
+
+@pytest.mark.parametrize("where", ["absent", "empty"])
+def test_a_wrong_directory_is_one_line(tmp_path: Path, where: str) -> None:
+    base = tmp_path / where
+    if where == "empty":
+        base.mkdir()
+    store = fill(tmp_path / "store", "tfserving", RUNS, [])
+    done = refresh(base, store)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"capture: error: {base}: no ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_record_that_crashes_tensorflow_is_blamed_alone(
+    edge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No kernel of the edge model crashes on purpose: the child is told to, through a module that it imports first."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if 'replay.trial' in ' '.join(sys.orig_argv):\n"
+        "    from replay import calls\n"
+        "    true = calls.run_counted\n"
+        "    def run(executor, caller, body):\n"
+        "        if b'crash' in body:\n"
+        "            os.abort()\n"
+        "        return true(executor, caller, body)\n"
+        "    calls.run_counted = run\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    trial = run_trial(edge, "tfserving", [RUNS[0], b"crash", RUNS[1]])
+    assert trial.results[0].error == trial.results[2].error == ""
+    assert trial.results[1].error == "TensorFlow crashed on it (exit -6)"
+    assert trial.level == "executor"
