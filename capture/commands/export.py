@@ -176,7 +176,8 @@ def _listed(path: Path) -> set[str]:
         return set()
     except (msgspec.MsgspecError, KeyError, TypeError):
         raise ExportError(f"{path}: not a manifest of warmtap; choose another directory or remove it") from None
-    return {name for name in names if isinstance(name, str) and Path(name).name == name}
+    plain = {name for name in names if isinstance(name, str) and Path(name).name == name}
+    return plain - {"", ".", "..", MANIFEST_NAME}
 
 
 def _report(selection: Selection, out: Path, beside: Path) -> None:
