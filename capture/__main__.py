@@ -47,7 +47,7 @@ def application(chosen: str | None) -> typer.Typer:
     for name, command in COMMANDS.items():
         if name == chosen:
             module, function = command.target.split(":")
-            app.command(name, help=command.help)(getattr(import_module(module), function))
+            app.command(name)(getattr(import_module(module), function))
         else:
             app.command(name, help=command.help)(_not_loaded)
     return app

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from capture.config import Limits, ListenerConfig
+from capture.dialects.table import BY_NAME
 from proxy import address
 from proxy.flow import Deadlines, KeepAlive
 
@@ -168,6 +169,9 @@ def check(settings: Settings) -> None:
         if listen.port and listen in seen:
             raise SettingsError(f"{place}.listen: {listener.listen!r} is already taken by {seen[listen]}")
         seen[listen] = place
+        if listener.dialect not in ("auto", *BY_NAME):
+            known = ", ".join(("auto", *BY_NAME))
+            raise SettingsError(f"{place}.dialect: {listener.dialect!r} is no dialect; known are {known}")
 
 
 def _explain(message: str) -> str:

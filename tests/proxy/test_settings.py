@@ -24,6 +24,10 @@ ONE = {"listen": "127.0.0.1:8500", "upstream": "127.0.0.1:18500"}
             "relay.conect_timeout: unknown key; did you mean connect_timeout?",
         ),
         (
+            {"listeners": [ONE | {"dialect": "eas"}]},
+            "listeners[0].dialect: 'eas' is no dialect; known are auto, tfserving-grpc, eas-tensorflow",
+        ),
+        (
             {"listeners": [ONE | {"dialekt": "eas"}]},
             "listeners[0].dialekt: unknown key; did you mean dialect?",
         ),
