@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
@@ -103,6 +104,9 @@ def _try(stdin: IO[bytes], stdout: IO[bytes], body: bytes) -> Tried | None:
         stdin.write(body)
         stdin.flush()
     except BrokenPipeError:
+        # Closed here, or the bytes that are left over fail once more when the child is put away.
+        with suppress(BrokenPipeError):
+            stdin.close()
         return None
     line = stdout.readline()
     return msgspec.json.decode(line, type=Tried) if line.endswith(b"\n") else None

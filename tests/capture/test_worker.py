@@ -1,0 +1,239 @@
+"""The worker as a process, fed through a socket pair as a relay would."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from capture.config import Limits, ListenerConfig, WorkerConfig
+from capture.counters import Counters
+from capture.store.base import open_store
+from tests.support.calls import eas, predict, predict_response
+from tests.support.tap_frames import START, Flow, GrpcFlow, encode, hello, time_frame
+from tests.support.tf_models import ROOT
+
+pytestmark = pytest.mark.server
+
+#: Seconds that a worker may take for anything before a test gives it up.
+PATIENCE = 60
+
+
+class Worker:
+    """A running worker process."""
+
+    def __init__(self, store: Path, **config: Any) -> None:
+        self.store = store
+        self.counters = Counters.create()
+        self.socket, theirs = socket.socketpair()
+        listeners = config.pop("listeners", (ListenerConfig("grpc"), ListenerConfig("eas", version="v3")))
+        settings = WorkerConfig(str(store), "run1", listeners, **{"flush_interval": 0.01, "retention": 0.0, **config})
+        with tempfile.TemporaryFile() as file:
+            file.write(msgspec.json.encode(settings))
+            file.seek(0)
+            fds = {"tap": theirs.fileno(), "counters": self.counters.fd, "config": file.fileno()}
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "capture.worker", *(f"--{name}-fd={fd}" for name, fd in fds.items())],
+                cwd=ROOT, pass_fds=tuple(fds.values()), stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
+        theirs.close()
+        self.socket.settimeout(PATIENCE)
+
+    def greet(self) -> None:
+        self.socket.sendall(encode([hello(), time_frame(START)]))
+
+    def send(self, *flows: Flow) -> None:
+        for flow in flows:
+            self.socket.sendall(encode(flow.frames))
+            flow.frames.clear()
+
+    def wait_for(self, counter: str, value: int) -> None:
+        """Until a counter reaches a value; shared memory has nothing to wait on."""
+        import time
+
+        limit = time.monotonic() + PATIENCE
+        while self.counters.snapshot()[counter] < value:
+            assert self.process.poll() is None, self.end()
+            assert time.monotonic() < limit, f"{counter} stays at {self.counters.snapshot()[counter]}"
+            time.sleep(0.005)
+
+    def end(self) -> tuple[int, str]:
+        """Close the tap; the exit code, and what it wrote on stderr."""
+        self.socket.close()
+        _, text = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, text
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "store.sqlite"
+
+
+def hits(path: Path) -> dict[str, int]:
+    with closing(open_store(str(path))) as store:
+        return {str(row.signature): row.hits for row in store.signatures()}
+
+
+def test_everything_is_stored_when_the_tap_ends(path: Path) -> None:
+    worker = Worker(path)
+    worker.greet()
+    grpc, http = GrpcFlow(1), Flow(2, listener=1)
+    for number in range(20):
+        grpc.call(predict(outputs=[f"o{number % 4}"]), predict_response())
+        http.post("/api/predict/rank", eas())
+    grpc.request(predict(outputs=["never answered"]))
+    worker.send(grpc, http)
+    code, text = worker.end()
+    assert code == 0, text
+    assert hits(path) == {
+        **{f"Predict m/serving_default (x) -> (o{number})": 5 for number in range(4)},
+        "predict rank/serving_default (x) -> (*)": 20,
+        "Predict m/serving_default (x) -> (never answered)": 1,
+    }
+    with closing(open_store(str(path))) as store:
+        assert all(store.sample(row.key) is not None for row in store.signatures())
+        counters = store.counters()
+    assert (counters["requests_observed"], counters["requests_proven"], counters["requests_unproven"]) == (41, 40, 1)
+    assert worker.counters.snapshot()["tap_frames"] > 40
+
+
+def test_it_stores_while_it_runs_and_knows_it_all_after_a_restart(path: Path) -> None:
+    first = Worker(path)
+    first.greet()
+    flow = GrpcFlow()
+    flow.call(predict(), predict_response())
+    flow.call(predict(), predict_response())
+    first.send(flow)
+    first.wait_for("requests_proven", 2)
+    writes = first.counters.snapshot()["store_writes"]
+    flow.call(predict(), predict_response())
+    first.send(flow)
+    first.wait_for("store_writes", writes + 1)
+    assert first.end()[0] == 0
+    with closing(open_store(str(path))) as store:
+        (row,) = store.signatures()
+        sample, held = store.sample(row.key), {one.id for _, one in store.held_out()}
+    second = Worker(path)
+    second.greet()
+    again = GrpcFlow()
+    again.call(predict(fill=b"other"), predict_response())
+    second.send(again)
+    assert second.end()[0] == 0
+    with closing(open_store(str(path))) as store:
+        (row,) = store.signatures()
+        assert row.hits == 4
+        assert store.sample(row.key) == sample
+        assert held < {one.id for _, one in store.held_out()}
+
+
+@pytest.mark.parametrize("kind", ["directory", "absent", "foreign"])
+def test_a_store_that_cannot_be_used_is_one_line_and_exit_1(tmp_path: Path, kind: str) -> None:
+    path = {"directory": tmp_path, "absent": tmp_path / "none" / "s", "foreign": tmp_path / "f"}[kind]
+    if kind == "foreign":
+        path.write_bytes(b"no database, but a file of some length\n" * 40)
+    code, text = Worker(path).end()
+    assert code == 1
+    assert len(text.splitlines()) == 1
+    assert f"event=store_unusable error='store {path}: " in text
+
+
+def test_an_unknown_dialect_is_one_line_and_exit_1(path: Path) -> None:
+    code, text = Worker(path, listeners=(ListenerConfig("x", dialect="nope"),)).end()
+    assert (code, len(text.splitlines())) == (1, 1)
+    assert "event=unknown_dialect dialect='nope' known=tfserving-grpc,eas-tensorflow" in text
+
+
+def test_a_tap_of_another_version_is_exit_1_and_keeps_the_store(path: Path) -> None:
+    worker = Worker(path)
+    worker.socket.sendall(b"\xff" * 100)
+    code, text = worker.end()
+    assert code == 1
+    assert "event=tap_unreadable" in text
+    assert hits(path) == {}
+
+
+def test_a_store_that_is_locked_for_a_while_loses_nothing(path: Path) -> None:
+    worker = Worker(path)
+    worker.greet()
+    worker.wait_for("store_writes", 1)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    flow = GrpcFlow()
+    for number in range(30):
+        flow.call(predict(outputs=[f"o{number}"]), predict_response())
+        worker.send(flow)
+    worker.wait_for("requests_proven", 30)
+    worker.wait_for("store_failures", 1)
+    other.execute("ROLLBACK")
+    other.close()
+    code, text = worker.end()
+    assert code == 0, text
+    assert sum(hits(path).values()) == 30
+    assert worker.counters.snapshot()["store_dropped"] == 0
+    assert "event=store_failed" in text
+
+
+def test_a_store_that_stays_locked_ends_in_exit_1_and_is_counted(path: Path) -> None:
+    worker = Worker(path)
+    worker.greet()
+    worker.wait_for("store_writes", 1)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    flow = GrpcFlow()
+    flow.call(predict(), predict_response())
+    worker.send(flow)
+    worker.wait_for("requests_proven", 1)
+    code, text = worker.end()
+    other.execute("ROLLBACK")
+    other.close()
+    assert code == 1
+    assert "event=store_not_written" in text
+    assert worker.counters.snapshot()["store_dropped"] >= 1
+
+
+def test_killed_in_the_middle_of_writes(path: Path) -> None:
+    stored: dict[str, int] = {}
+    for turn in range(4):
+        worker = Worker(path, limits=Limits(new_signatures_per_hour=100_000))
+        worker.greet()
+        flow = GrpcFlow()
+        before = worker.counters.snapshot()["store_writes"]
+        for number in range(40):
+            flow.call(predict(outputs=[f"t{turn}n{number}"], fill=bytes(20_000)), predict_response())
+            worker.send(flow)
+            if number == 10 * turn:
+                worker.wait_for("store_writes", before + 2)
+        worker.process.send_signal(signal.SIGKILL)
+        worker.end()
+        db = sqlite3.connect(path)
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert db.execute("SELECT count(*) FROM signatures s LEFT JOIN samples p ON p.signature_id = s.id"
+                          " WHERE p.body IS NULL").fetchone() == (0,)  # fmt: skip
+        db.close()
+        found = hits(path)
+        assert found.items() >= stored.items()
+        assert len(found) > len(stored)
+        stored = found
+
+
+def test_nothing_of_the_traffic_is_logged(path: Path) -> None:
+    worker = Worker(path, log_level="debug")
+    worker.greet()
+    flow = Flow(1, listener=1)
+    flow.post("/api/predict/rank?token=SECRET", eas(), headers="Authorization: SECRET\r\n").client(b"SECRET junk")
+    worker.send(flow.closed())
+    code, text = worker.end()
+    assert code == 0
+    assert "SECRET" not in text
+    assert "event=worker_stopped status=0" in text
+    assert os.fspath(path) in text

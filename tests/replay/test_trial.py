@@ -1,0 +1,87 @@
+"""The trial's parent, against children that answer by a script instead of TensorFlow."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from replay import trial
+from replay.trial import TrialError, run_trial
+
+pytestmark = pytest.mark.server
+
+#: Answers by the body: ``die`` ends the process, ``last`` does so after its answer, ``bad`` is an error, ``junk`` cuts the
+#: line off.
+_CHILD = """
+import json, os, sys
+out, read = sys.stdout, sys.stdin.buffer
+folder = sys.argv[2]
+if folder.endswith("crash"): os._exit(3)
+if folder.endswith("broken"): print(json.dumps({"error": "no saved_model.pb"}), flush=True); sys.exit()
+print(json.dumps({"level": "executor", "tensorflow": "2.21"}), flush=True)
+while len(size := read.read(4)) == 4:
+    body = read.read(int.from_bytes(size, "big"))
+    if body == b"die": os.kill(os.getpid(), 6)
+    if body == b"junk": out.write('{"err'); out.flush(); os._exit(0)
+    if body == b"last": print(json.dumps({"error": ""}), flush=True); os._exit(4)
+    print(json.dumps({"error": "refused" if body == b"bad" else "", "seconds": 0.5, "builds": len(body)}), flush=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "child.py"
+    script.write_text(_CHILD)
+    wrapper = tmp_path / "python"
+    # Called as ``python ... -m replay.trial DIR FAMILY``.
+    skip = 'while [ "$1" != replay.trial ]; do shift; done'
+    wrapper.write_text(f'#!/bin/sh\n{skip}\nexec {sys.executable} {script} x "$2"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setattr(trial.sys, "executable", str(wrapper))
+
+
+def test_every_record_is_run_once_in_order(tmp_path: Path) -> None:
+    done = run_trial(tmp_path, "tfserving", [b"a", b"bad", b"ccc", b"x" * 300_000])
+    assert (done.level, done.tensorflow) == ("executor", "2.21")
+    assert [(one.error, one.builds) for one in done.results] == [("", 1), ("refused", 3), ("", 3), ("", 300_000)]
+
+
+def test_a_record_that_kills_the_child_is_to_blame_alone(tmp_path: Path) -> None:
+    done = run_trial(tmp_path, "tfserving", [b"die", b"a", b"die", b"junk", b"b"])
+    assert [one.error for one in done.results] == [
+        "TensorFlow crashed on it (exit -6)",
+        "",
+        "TensorFlow crashed on it (exit -6)",
+        "TensorFlow crashed on it (exit 0)",
+        "",
+    ]
+
+
+def test_the_last_record_may_be_the_one_that_crashes(tmp_path: Path) -> None:
+    done = run_trial(tmp_path, "tfserving", [b"a", b"die"])
+    assert [bool(one.error) for one in done.results] == [False, True]
+
+
+def test_a_child_that_dies_between_two_records(tmp_path: Path) -> None:
+    # Larger than a pipe holds: writing it fails, and nothing may come of the bytes that are left over.
+    done = run_trial(tmp_path, "tfserving", [b"last", b"x" * 300_000, b"a"])
+    assert [one.error for one in done.results] == ["", "TensorFlow crashed on it (exit 4)", ""]
+
+
+def test_no_records_still_say_whether_the_model_loads(tmp_path: Path) -> None:
+    assert run_trial(tmp_path, "tfserving", []).level == "executor"
+    with pytest.raises(TrialError, match=r"^no saved_model.pb$"):
+        run_trial(tmp_path / "broken", "tfserving", [])
+
+
+def test_a_model_that_crashes_while_loading(tmp_path: Path) -> None:
+    with pytest.raises(TrialError, match=r"TensorFlow crashed while loading it$"):
+        run_trial(tmp_path / "crash", "tfserving", [b"a"])
+
+
+def test_too_many_crashes_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "MAX_CRASHES", 2)
+    with pytest.raises(TrialError, match=r"TensorFlow crashed on 3 records; nothing was published$"):
+        run_trial(tmp_path, "tfserving", [b"die"] * 5)
