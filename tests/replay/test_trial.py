@@ -12,8 +12,8 @@ from replay.trial import TrialError, run_trial
 
 pytestmark = pytest.mark.server
 
-#: Answers by the body: ``die`` ends the process, ``last`` does so after its answer, ``bad`` is an error, ``junk`` cuts the
-#: line off.
+#: Answers by the body: ``die`` ends the process, ``last`` does so after its answer, ``bad`` is an error, ``junk`` cuts
+#: the line off.
 _CHILD = """
 import json, os, sys
 out, read = sys.stdout, sys.stdin.buffer
