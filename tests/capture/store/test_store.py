@@ -60,20 +60,20 @@ def test_everything_reads_back(store: Store, url: str) -> None:
 
 
 def test_batches_add_up(store: Store) -> None:
-    for at in (NOW + 10, NOW):
+    for at in (NOW + 10, NOW, NOW + 5):
         batch = Batch("run1")
         key = add(batch, ONE, proven=2, unproven=1, at=at)
         batch.refusals["eas", "m", "refused", "rate limit"] = 3
         batch.ignored["x"] = 1
         store.apply(batch)
     (row,) = store.signatures()
-    assert (row.proven, row.unproven, row.hours) == (4, 2, 2)
-    # A batch may arrive late.
+    assert (row.proven, row.unproven, row.hours) == (6, 3, 3)
+    # Batches may arrive late.
     assert (row.first_seen, row.last_seen) == (NOW, NOW + 10)
-    assert row.shapes == {"x:float[1]": 6}
-    assert row.senders == {"curl 10.0.0.0/24": 2}
-    assert store.refusals()[0][4] == 6
-    assert store.ignored() == [("x", 2)]
+    assert row.shapes == {"x:float[1]": 9}
+    assert row.senders == {"curl 10.0.0.0/24": 3}
+    assert store.refusals()[0][4] == 9
+    assert store.ignored() == [("x", 3)]
     assert key == row.key
 
 
