@@ -53,12 +53,15 @@ check: lint types
 schema: setup
 	$(BIN)/python -m capture.schema.generate
 
-# Needs uv on the PATH. The files name versions only, no registry.
+# Needs uv on the PATH. The files name versions only, no registry. dev is what tests run with; the images (sidecar,
+# refresh, and build for their wheel) get the same versions.
+PIN := uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header --no-annotate --quiet
 requirements:
-	uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header --no-annotate --quiet \
-	  pyproject.toml --extra tensorflow --group dev -o requirements/dev.txt
-	uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header --no-annotate --quiet \
-	  tests/clients/eas/requirements.in -o tests/clients/eas/requirements.txt
+	$(PIN) pyproject.toml --extra tensorflow --group dev -o requirements/dev.txt
+	$(PIN) pyproject.toml --constraint requirements/dev.txt -o requirements/sidecar.txt
+	$(PIN) pyproject.toml --extra tensorflow --constraint requirements/dev.txt -o requirements/refresh.txt
+	echo 'hatchling>=1.27' | $(PIN) - -o requirements/build.txt
+	$(PIN) tests/clients/eas/requirements.in -o tests/clients/eas/requirements.txt
 
 clean:
 	rm -rf $(VENV) $(EAS_VENV) demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
