@@ -12,7 +12,6 @@ than leaning to the newest.
 
 from __future__ import annotations
 
-import heapq
 from typing import Final
 
 from capture.admission_state import Decision, Held, Known, VersionState
@@ -77,14 +76,13 @@ class Admission:
             self.stored_bytes += row.sample_size
         for held in held_out:
             state = self._versions.setdefault(held.key.owner, VersionState())
-            state.held[held.id] = Held(held.key.digest, held.size, held.captured_at, held.draw, held.for_signature)
-            state.held_bytes += held.size
+            state.add(held.id, Held(held.key.digest, held.size, held.captured_at, held.draw, held.for_signature))
             self.stored_bytes += held.size
             known = state.signatures.get(held.key.digest)
             if held.for_signature and known is not None:
                 known.held, known.held_at = held.id, held.captured_at
         for state in self._versions.values():
-            state.full = sum(held.draw is not None for held in state.held.values()) >= self._held_requests
+            state.full = state.reservoir_count >= self._held_requests
             # How many calls the reservoir stands for is not stored: these hits, taken as seen in their last hour.
             for known in state.signatures.values():
                 state.calls[known.last_hour] = state.calls.get(known.last_hour, 0) + known.hits
@@ -179,42 +177,37 @@ class Admission:
             if known.held:
                 self._release(state, known.held, decision, for_signature=False)
             known.held, known.held_at = held_id, now
-        state.held[held_id] = Held(key.digest, size, now, draw if in_reservoir else None, for_signature)
-        state.held_bytes += size
+        state.add(held_id, Held(key.digest, size, now, draw if in_reservoir else None, for_signature))
         self.stored_bytes += size
         decision.hold = (draw if in_reservoir else None, for_signature)
         self._shrink(state, held_id, decision)
 
     def _threshold(self, state: VersionState, now: float) -> float:
         """Draws below it enter the reservoir."""
+        if state.full and (largest := state.largest()) is not None:
+            return largest[0]
         state.cut_age += 1
         if state.cut is None or state.cut_age >= CUT_CALLS:
             state.cut_age = 0
-            draws = [held.draw for held in state.held.values() if held.draw is not None]
-            if state.full and draws:
-                state.cut = max(draws)
-            else:
-                window = int((now - self._held_seconds) // HOUR)
-                calls = sum(count for hour, count in state.calls.items() if hour >= window)
-                state.cut = self._held_requests / max(calls, self._held_requests)
+            window = int((now - self._held_seconds) // HOUR)
+            calls = sum(count for hour, count in state.calls.items() if hour >= window)
+            state.cut = self._held_requests / max(calls, self._held_requests)
         return state.cut
 
     def _shrink(self, state: VersionState, newest: str, decision: Decision) -> None:
         """Keep the reservoir within its count and its bytes: the largest draws leave, whatever their size."""
-        reservoir = [(-held.draw, held_id) for held_id, held in state.held.items() if held.draw is not None]
-        heapq.heapify(reservoir)
-        held_bytes = sum(state.held[held_id].size for _, held_id in reservoir)
-        state.cut = None
-        state.full = state.full or len(reservoir) >= self._held_requests
-        while len(reservoir) > self._held_requests or held_bytes > self._held_bytes:
-            _, leaving = heapq.heappop(reservoir)
+        state.full = state.full or state.reservoir_count >= self._held_requests
+        while state.reservoir_count > self._held_requests or state.reservoir_bytes > self._held_bytes:
+            largest = state.largest()
+            if largest is None:
+                return
             state.full = True
-            held_bytes -= state.held[leaving].size
+            leaving = largest[1]
             if leaving == newest:
-                held = state.held[leaving]
-                held.draw = None
-                decision.hold = (None, True) if held.for_signature else None
-                if decision.hold is None:
+                for_signature = state.held[leaving].for_signature
+                decision.hold = (None, True) if for_signature else None
+                state.leave_reservoir(leaving)
+                if not for_signature:
                     self._forget_held(state, leaving)
             else:
                 self._release(state, leaving, decision, in_reservoir=False)
@@ -232,20 +225,15 @@ class Admission:
         held = state.held.get(held_id)
         if held is None:
             return
-        held.draw = held.draw if in_reservoir else None
+        if not in_reservoir:
+            state.leave_reservoir(held_id)
         held.for_signature = held.for_signature and for_signature
         decision.released[held_id] = (held.draw, held.for_signature)
         if held.draw is None and not held.for_signature:
             self._forget_held(state, held_id)
 
     def _forget_held(self, state: VersionState, held_id: str) -> None:
-        held = state.held.pop(held_id)
-        state.cut = None
-        state.held_bytes -= held.size
-        self.stored_bytes -= held.size
-        known = state.signatures.get(held.digest)
-        if known is not None and known.held == held_id:
-            known.held = ""
+        self.stored_bytes -= state.remove(held_id).size
 
     def expire(self, now: float) -> dict[str, tuple[float | None, bool]]:
         """Held-out requests older than their window, as ``Decision.released``. To be asked every few minutes."""
@@ -253,7 +241,8 @@ class Admission:
         window = now - self._held_seconds
         for state in self._versions.values():
             for held_id in [name for name, held in state.held.items() if held.captured_at < window]:
-                state.full = False
+                # Filled again at the rate of the window.
+                state.full, state.cut = False, None
                 self._release(state, held_id, decision, in_reservoir=False, for_signature=False)
             for hour in [hour for hour in state.calls if hour < window // HOUR]:
                 del state.calls[hour]
@@ -264,6 +253,8 @@ class Admission:
         for owner, state in list(self._versions.items()):
             for digest in [name for name, known in state.signatures.items() if known.last_seen < before]:
                 self._evict(owner, state, digest, Decision())
+                for held_id in [name for name, held in state.held.items() if held.digest == digest]:
+                    self._forget_held(state, held_id)
                 del state.signatures[digest]
             if not state.signatures:
                 del self._versions[owner]
@@ -293,6 +284,8 @@ class Admission:
                 gone = self._versions[oldest]
                 for digest in [name for name, known in gone.signatures.items() if not known.evicted]:
                     self._evict(oldest, gone, digest, decision)
+                for held_id in list(gone.held):
+                    self._release(gone, held_id, decision, in_reservoir=False, for_signature=False)
                 del self._versions[oldest]
             state = self._versions[owner] = VersionState()
         state.last_seen = now
@@ -330,22 +323,32 @@ class Admission:
         self.stored_bytes -= known.sample_size
         known.evicted, known.sample_at, known.sample_size, known.sample_proven = True, None, 0, False
         known.shapes = {}
-        for held_id in [name for name, held in state.held.items() if held.digest == digest]:
-            state.full = False
-            self._forget_held(state, held_id)
-            decision.released[held_id] = (None, False)
+        # Not what is in the reservoir: verify must be able to see what an eviction costs.
+        if known.held:
+            held_id, known.held = known.held, ""
+            self._release(state, held_id, decision, for_signature=False)
         decision.evicted.append(RecordKey(owner, digest))
 
     def _bound_bytes(self, decision: Decision) -> None:
-        """Evict the least useful signatures while the store holds more than it may."""
+        """Give up what is least useful while the store holds more than it may: the reservoir of the model version seen
+        least recently, then the least useful signatures, then the reservoir of the last version."""
         while self.stored_bytes > self._max_bytes:
+            newest = max(state.last_seen for state in self._versions.values())
+            drawn = [state for state in self._versions.values() if state.reservoir_count]
+            oldest = min(drawn, key=lambda state: state.last_seen, default=None)
             candidates = [
                 (known.rank, owner, digest)
                 for owner, state in self._versions.items()
                 for digest, known in state.signatures.items()
                 if known.sample_size or known.held
             ]
-            if len(candidates) <= 1:
+            if oldest is not None and (oldest.last_seen < newest or len(candidates) <= 1):
+                largest = oldest.largest()
+                if largest is None:
+                    raise AssertionError("a reservoir that counts requests and has none")
+                self._release(oldest, largest[1], decision, in_reservoir=False)
+            elif len(candidates) > 1:
+                _, owner, digest = min(candidates)
+                self._evict(owner, self._versions[owner], digest, decision)
+            else:
                 return
-            _, owner, digest = min(candidates)
-            self._evict(owner, self._versions[owner], digest, decision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass, field
 
 from capture.store.base import RecordKey
@@ -58,20 +59,75 @@ class Decision:
 
 
 class VersionState:
-    """State of one model version."""
+    """State of one model version. The reservoir is those of ``held`` that have a draw; ``heap`` orders it by the
+    largest draw, and may name some that have left."""
 
-    __slots__ = ("calls", "cut", "cut_age", "full", "held", "held_bytes", "last_seen", "new_by_hour", "signatures")
+    __slots__ = (
+        "calls",
+        "cut",
+        "cut_age",
+        "full",
+        "heap",
+        "held",
+        "last_seen",
+        "new_by_hour",
+        "reservoir_bytes",
+        "reservoir_count",
+        "signatures",
+    )
 
     def __init__(self) -> None:
         self.signatures: dict[str, Known] = {}
         self.held: dict[str, Held] = {}
-        self.held_bytes = 0
+        self.heap: list[tuple[float, str]] = []
+        self.reservoir_count = 0
+        self.reservoir_bytes = 0
         #: Proven calls by hour: the size of the window that the reservoir is drawn from.
         self.calls: dict[int, int] = {}
         self.new_by_hour: tuple[int, int] = (-1, 0)
-        #: Draws below it enter the reservoir; None when it must be computed, ``cut_age`` calls after it was.
+        #: Draws below it enter a reservoir that is not full; None when it must be computed, ``cut_age`` calls after it
+        #: was.
         self.cut: float | None = None
         self.cut_age = 0
         #: The reservoir was at its bound (requests or bytes) when it last changed.
         self.full = False
         self.last_seen = 0.0
+
+    def add(self, held_id: str, held: Held) -> None:
+        """Hold one more request."""
+        self.held[held_id] = held
+        if held.draw is not None:
+            self.reservoir_count += 1
+            self.reservoir_bytes += held.size
+            if len(self.heap) > 2 * self.reservoir_count + 64:
+                self.heap = [(-one.draw, name) for name, one in self.held.items() if one.draw is not None]
+                heapq.heapify(self.heap)
+            else:
+                heapq.heappush(self.heap, (-held.draw, held_id))
+
+    def largest(self) -> tuple[float, str] | None:
+        """The largest draw in the reservoir and whose it is."""
+        while self.heap:
+            negative, held_id = self.heap[0]
+            held = self.held.get(held_id)
+            if held is not None and held.draw == -negative:
+                return -negative, held_id
+            heapq.heappop(self.heap)
+        return None
+
+    def leave_reservoir(self, held_id: str) -> None:
+        """Take the reservoir's role from a held-out request."""
+        held = self.held[held_id]
+        if held.draw is not None:
+            held.draw = None
+            self.reservoir_count -= 1
+            self.reservoir_bytes -= held.size
+
+    def remove(self, held_id: str) -> Held:
+        """Hold a request no longer."""
+        self.leave_reservoir(held_id)
+        held = self.held.pop(held_id)
+        known = self.signatures.get(held.digest)
+        if known is not None and known.held == held_id:
+            known.held = ""
+        return held

@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 
 from capture.config import ListenerConfig
 from capture.dialects.base import Ignored, Judgement, Opaque, Outcome, Response, Route, Unreadable
-from capture.dialects.table import route as find_route
+from capture.heads import Heads
 from capture.open_exchange import BodyBudget, Exchange, OpenExchange
 from capture.signature import Call
 from capture.wire import events as ev
@@ -31,11 +31,6 @@ from capture.wire.grpc import (
 #: A compressed gRPC response is kept up to here to find its model_spec; beyond it the version stays unknown.
 MAX_COMPRESSED_RESPONSE_BYTES: Final = 8 << 20
 
-#: Request headers that may be stored with a sample. Everything else (Authorization, cookies, ...) never is.
-STORED_HEADERS: Final = frozenset({b"content-type", b"content-encoding", b"grpc-encoding"})
-#: Longest user agent that is kept for "who sends this".
-MAX_SENDER_CHARS: Final = 80
-
 
 class ExchangeTracker:
     """Pairs the events of one flow by stream.
@@ -46,6 +41,7 @@ class ExchangeTracker:
     __slots__ = (
         "_budget",
         "_flow",
+        "_heads",
         "_listener",
         "_max_request",
         "_on",
@@ -62,6 +58,7 @@ class ExchangeTracker:
         listener: ListenerConfig,
         peer: str,
         budget: BodyBudget,
+        heads: Heads,
         *,
         max_request_bytes: int,
         wanted: Callable[[Call], bool],
@@ -70,6 +67,7 @@ class ExchangeTracker:
         self._listener = listener
         self._peer = peer
         self._budget = budget
+        self._heads = heads
         self._max_request = max_request_bytes
         self._wanted = wanted
         self._open: dict[int, OpenExchange] = {}
@@ -114,26 +112,14 @@ class ExchangeTracker:
         stale = self._open.pop(event.stream, None)
         if stale is not None:
             stale.drop()
-        path = unquote_to_bytes(event.target.partition(b"?")[0]).decode("utf-8", "replace")
-        grpc = False
-        agent = ""
-        kept = {}
-        for name, value in event.headers:
-            if name == b"content-type":
-                grpc = value.startswith(b"application/grpc")
-            elif name == b"user-agent":
-                agent = value.decode("latin-1")[:MAX_SENDER_CHARS]
-            if name in STORED_HEADERS:
-                kept[name.decode()] = value.decode("latin-1")
-        exchange = Exchange(self._flow, event.stream, f"{agent or '-'} {self._peer}", path, kept)
+        path, headers, agent, found = self._heads.look_up(event, self._listener)
+        exchange = Exchange(self._flow, event.stream, f"{agent} {self._peer}", path, headers)
         exchange.verified = event.verified
-        found = find_route(event.method, path, grpc, self._listener)
         if isinstance(found, Ignored):
             exchange.ignored = found.what
         else:
             exchange.route = found
-        entry = OpenExchange(exchange, self._budget)
-        self._open[event.stream] = entry
+        self._open[event.stream] = OpenExchange(exchange, self._budget)
 
     def _request_data(self, event: ev.RequestData) -> None:
         entry = self._open.get(event.stream)
@@ -310,6 +296,9 @@ class ExchangeTracker:
                 entry.response.probe = entry.probe.value
             exchange.judgement = exchange.route.dialect.judge(exchange.route, entry.response)
             self._doubt(exchange, entry.response)
+        elif exchange.refusal and not exchange.verified:
+            # Not a call of this method: then the head was wrong, and nothing of it is to be believed.
+            exchange.lost = True
         elif exchange.refusal and exchange.route is not None:
             outcome = exchange.route.dialect.judge(exchange.route, entry.response).outcome
             # The server took it for a call, or nobody can tell that it did not.

@@ -17,6 +17,7 @@ from capture.admission import Admission
 from capture.config import ListenerConfig
 from capture.dialects.base import Outcome
 from capture.exchange import ExchangeTracker
+from capture.heads import Heads
 from capture.open_exchange import BodyBudget, Exchange
 from capture.signature import Call
 from capture.store.base import (
@@ -33,6 +34,7 @@ from capture.store.base import (
 )
 from capture.wire import events as ev
 from capture.wire.detect import FlowObserver
+from capture.wire.http1_head import HeadMemo
 
 #: Characters of all names in one signature. Real ones have some hundreds.
 MAX_SIGNATURE_CHARS: Final = 64 << 10
@@ -79,6 +81,8 @@ class Pipeline:
         self._budget = BodyBudget(open_bytes)
         self._count = count
         self._draw = draw
+        self._memo = HeadMemo()
+        self._heads = Heads()
         self._flows: dict[int, _Flow] = {}
         self._held_number = 0
         self._reasons: set[object] = set()
@@ -133,10 +137,11 @@ class Pipeline:
             listener,
             _network(opened.peer),
             self._budget,
+            self._heads,
             max_request_bytes=self._request_bytes,
             wanted=self._wanted,
         )
-        self._flows[number] = _Flow(FlowObserver(joined=joined), tracker, listener)
+        self._flows[number] = _Flow(FlowObserver(self._memo, joined), tracker, listener)
 
     def _control(self, flow: _Flow, number: int, kind: int, payload: bytes) -> None:
         if kind == tap.EOF_CLIENT:

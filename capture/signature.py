@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 #: Version of the digest's input below. A change to it makes every stored identity a new one.
 DIGEST_VERSION: Final = "w1"
@@ -70,10 +70,15 @@ def wire_signature(
     family: str, model: str, method: str, signature_name: str, inputs: Iterable[str], output_filter: Iterable[str]
 ) -> WireSignature:
     """Bring what a request says into the canonical form: sorted, the default signature by its name."""
-    outputs = tuple(sorted(output_filter))
-    return WireSignature(
-        family, model, method, signature_name or DEFAULT_SIGNATURE, tuple(sorted(inputs)), outputs or None
-    )
+    return _canonical(family, model, method, signature_name, tuple(sorted(inputs)), tuple(sorted(output_filter)))
+
+
+@lru_cache(maxsize=8192)
+def _canonical(
+    family: str, model: str, method: str, signature_name: str, inputs: tuple[str, ...], outputs: tuple[str, ...]
+) -> WireSignature:
+    """Cached: a process sees the same few signatures all day."""
+    return WireSignature(family, model, method, signature_name or DEFAULT_SIGNATURE, inputs, outputs or None)
 
 
 @lru_cache(maxsize=8192)
@@ -94,8 +99,7 @@ def _digest(signature: WireSignature) -> str:
     return f"{DIGEST_VERSION}-{hashed.hexdigest()[:DIGEST_HEX]}"
 
 
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
+class TensorSpec(NamedTuple):
     """One input as a request sent it: for display and for choosing a sample, never identity. ``shape`` is None where
     the rank was not given."""
 
@@ -121,7 +125,12 @@ class Call:
     @property
     def shapes(self) -> str:
         """All inputs with dtype and shape on one line, in the order of their names."""
-        return " ".join(map(str, self.tensors))
+        return _shapes(self.tensors)
+
+
+@lru_cache(maxsize=4096)
+def _shapes(tensors: tuple[TensorSpec, ...]) -> str:
+    return " ".join(map(str, tensors))
 
 
 # --- the executor key -------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ _VALUES: Final = {
     18: ("double_val", 2),
     19: ("float_val", 1),
 }
-_VALUE_FIELDS: Final = tuple(sorted({field for field, _ in _VALUES.values()}))
+_VALUE_FIELDS: Final = frozenset(field for field, _ in _VALUES.values())
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _SERVICE: Final = re.compile(r"/api/predict/([^/]+)(?:/.*)?")
@@ -144,10 +144,12 @@ def _tensor(alias: str, array: Any) -> TensorSpec:
     if array.dtype not in _VALUES:
         raise Unreadable("not an EAS TensorFlow PredictRequest (dtype)")
     field, per_element = _VALUES[array.dtype]
-    for other in _VALUE_FIELDS:
-        if other != field and len(getattr(array, other)):
+    count = 0
+    for present, values in array.ListFields():
+        if present.name == field:
+            count = len(values)
+        elif present.name in _VALUE_FIELDS:
             raise Unreadable("not an EAS TensorFlow PredictRequest (values of another dtype)")
-    count = len(getattr(array, field))
     # The Python SDK drops the content of types it does not know, silently: no values at all are sent.
     if any(dim < 0 for dim in shape) or (count != prod(shape) * per_element):
         raise Unreadable("values and shape disagree")

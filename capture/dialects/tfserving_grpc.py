@@ -10,6 +10,7 @@ unproven.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final, Literal
 
 from google.protobuf.message import DecodeError
@@ -23,6 +24,8 @@ from capture.signature import Call, TensorSpec, wire_signature
 #: PredictResponse.model_spec: name, version and signature name; far below this.
 MAX_MODEL_SPEC_BYTES: Final = 64 << 10
 _RESPONSE_MODEL_SPEC: Final = 2
+#: Shapes of real requests are some ten bytes; a longer one is not remembered.
+MAX_KNOWN_SHAPE_BYTES: Final = 128
 
 _PREDICT: Final = "/tensorflow.serving.PredictionService/Predict"
 #: A gRPC path: /package.Service/Method. Anything else is not counted by its text.
@@ -72,13 +75,9 @@ class TFServingGrpc:
         spec = request.model_spec
         if not spec.name:
             raise Unreadable("no model name")
-        tensors = []
-        for alias, tensor in request.inputs.items():
-            shape = tensor.tensor_shape
-            if len(shape.dim) > MAX_DIMENSIONS:
-                raise Unreadable("too many dimensions")
-            dims = None if shape.unknown_rank else tuple([dim.size for dim in shape.dim])
-            tensors.append(TensorSpec(alias, tensor.dtype, dims))
+        tensors = [
+            TensorSpec(alias, tensor.dtype, _shape(tensor.tensor_shape)) for alias, tensor in request.inputs.items()
+        ]
         tensors.sort(key=_by_name)
         signature = wire_signature(
             self.family, spec.name, route.method, spec.signature_name, request.inputs, request.output_filter
@@ -114,6 +113,24 @@ class TFServingGrpc:
             # gRPC's own answer for a method that is not registered; a kernel gives a text.
             return Judgement(Outcome.REFUSED, "method not served")
         return Judgement(Outcome.UNPROVEN, f"grpc-status {code}", version)
+
+
+def _shape(serialized: bytes) -> tuple[int, ...] | None:
+    """The dimensions of a TensorShapeProto; None where the rank is not given. Raises Unreadable."""
+    return _known_shape(serialized) if len(serialized) <= MAX_KNOWN_SHAPE_BYTES else _parse_shape(serialized)
+
+
+def _parse_shape(serialized: bytes) -> tuple[int, ...] | None:
+    try:
+        shape = messages.TensorShape.FromString(serialized)
+    except DecodeError:
+        raise Unreadable("malformed tensor shape") from None
+    if len(shape.dim) > MAX_DIMENSIONS:
+        raise Unreadable("too many dimensions")
+    return None if shape.unknown_rank else tuple(dim.size for dim in shape.dim)
+
+
+_known_shape = lru_cache(maxsize=4096)(_parse_shape)
 
 
 def _by_name(tensor: TensorSpec) -> str:

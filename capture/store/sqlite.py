@@ -81,7 +81,6 @@ class SqliteStore:
                 row = _signature_id(db, key)
                 db.execute("UPDATE signatures SET evicted=1, shapes='{}', senders='{}' WHERE id=?", (row,))
                 db.execute("DELETE FROM samples WHERE signature_id=?", (row,))
-                db.execute("DELETE FROM held_out WHERE signature_id=?", (row,))
             for key, sample in batch.samples.items():
                 row = ids.get(key) or _signature_id(db, key)
                 if row is not None:

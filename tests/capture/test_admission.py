@@ -504,7 +504,8 @@ class Bounds(RuleBasedStateMachine):
             assert sum(held[1] for held in reservoir) <= 900
             # One further sample for each signature.
             assert max(Counter(held[0] for held in mine if held[3]).values(), default=0) <= 1
-            assert version.held_bytes == sum(held[1] for held in mine)
+            assert version.reservoir_bytes == sum(held[1] for held in reservoir)
+            assert version.reservoir_count == len(reservoir)
             assert set(version.held) == {name for name, held in calls.held.items() if held[0].owner == owner}
 
 

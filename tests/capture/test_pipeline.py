@@ -13,9 +13,13 @@ import pytest
 from capture import pipeline as pipeline_module
 from capture.admission import Admission
 from capture.config import ListenerConfig
+from capture.exchange import ExchangeTracker
+from capture.heads import Heads
+from capture.open_exchange import BodyBudget, Exchange
 from capture.pipeline import Pipeline, drop_requests
 from capture.schema.wire import length_delimited
 from capture.store.base import OTHER, Batch, ModelVersion, RecordKey
+from capture.wire import events as ev
 from tests.support.calls import eas, predict, predict_response
 from tests.support.tap_frames import START, Flow, GrpcFlow, message_bytes, time_frame
 
@@ -481,44 +485,45 @@ def test_a_grpc_channel_that_is_joined_in_the_middle() -> None:
 
 
 def test_a_lost_stream_that_was_never_heard_of_is_counted() -> None:
-    from capture.exchange import ExchangeTracker
-    from capture.open_exchange import BodyBudget
-    from capture.wire import events as ev
-
-    tracker = ExchangeTracker(1, LISTENERS[0], "-", BodyBudget(1000), max_request_bytes=10, wanted=lambda call: True)
+    tracker = ExchangeTracker(
+        1, LISTENERS[0], "-", BodyBudget(1000), Heads(), max_request_bytes=10, wanted=lambda call: True
+    )
     tracker.feed([ev.Lost(5, "header history lost"), ev.Aborted(7, ev.Side.CLIENT, 0, "reset")])
     assert [(exchange.stream, exchange.lost) for exchange in tracker.finished] == [(5, True)]
     assert tracker.open_exchanges == 0
 
 
+def _unverified(request: bytes, answer: bytes) -> Exchange:
+    """A successful exchange whose request head was read with a table that missed bytes."""
+    tracker = ExchangeTracker(
+        1, LISTENERS[0], "-", BodyBudget(1 << 20), Heads(), max_request_bytes=1 << 20, wanted=lambda call: True
+    )
+    head = ((b"content-type", b"application/grpc"),)
+    path = b"/tensorflow.serving.PredictionService/Predict"
+    tracker.feed(
+        [
+            ev.RequestHead(1, b"POST", path, b"m", head, verified=False),
+            ev.RequestData(1, message_bytes(request)),
+            ev.RequestEnd(1),
+            ev.ResponseHead(1, 200, head),
+            ev.ResponseData(1, message_bytes(answer)),
+            ev.ResponseEnd(1, ((b"grpc-status", b"0"),)),
+        ]
+    )
+    return tracker.finished[0]
+
+
 def test_success_behind_missed_bytes_needs_the_bodys_word() -> None:
-    from capture.exchange import ExchangeTracker
-    from capture.open_exchange import BodyBudget
-    from capture.wire import events as ev
-
-    def outcome(answer: bytes) -> str:
-        tracker = ExchangeTracker(
-            1, LISTENERS[0], "-", BodyBudget(1 << 20), max_request_bytes=1 << 20, wanted=lambda call: True
-        )
-        head = ((b"content-type", b"application/grpc"),)
-        tracker.feed(
-            [
-                ev.RequestHead(
-                    1, b"POST", b"/tensorflow.serving.PredictionService/Predict", b"m", head, verified=False
-                ),
-                ev.RequestData(1, message_bytes(predict())),
-                ev.RequestEnd(1),
-                ev.ResponseHead(1, 200, head),
-                ev.ResponseData(1, message_bytes(answer)),
-                ev.ResponseEnd(1, ((b"grpc-status", b"0"),)),
-            ]
-        )
-        judgement = tracker.finished[0].judgement
+    for answer, expected in ((predict_response(7), "proven"), (length_delimited(1, b"no model_spec"), "unproven")):
+        judgement = _unverified(predict(), answer).judgement
         assert judgement is not None
-        return judgement.outcome
+        assert judgement.outcome == expected
 
-    assert outcome(predict_response(7)) == "proven"
-    assert outcome(length_delimited(1, b"no model_spec")) == "unproven"
+
+def test_a_body_that_contradicts_an_unverified_head_is_lost_not_refused() -> None:
+    exchange = _unverified(b"\xff\xff", predict_response(7))
+    assert exchange.lost
+    assert exchange.judgement is None
 
 
 # --- bounds ---
@@ -610,7 +615,11 @@ def test_an_eviction_takes_what_waits_in_the_batch() -> None:
     assert len(batch.seen) == 4
     assert len(batch.evicted) == 2
     assert set(batch.samples) == set(batch.seen) - batch.evicted
-    assert {key for key, _ in batch.held_out.values()} <= set(batch.samples)
+    # The reservoir keeps what it drew: verify must be able to see what an eviction costs. The rest of it goes.
+    held = list(batch.held_out.values())
+    assert {key for key, _ in held} == set(batch.seen)
+    assert all(one.draw is not None for _, one in held)
+    assert {key for key, one in held if one.for_signature} == set(batch.samples)
 
 
 def test_hours_are_counted_by_the_taps_clock() -> None:

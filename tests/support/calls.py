@@ -33,9 +33,10 @@ def predict(
     for name, (dtype, shape) in named.items():
         tensor = request.inputs[name]
         tensor.dtype = dtype
-        tensor.tensor_shape.SetInParent()
+        dims = messages.TensorShape()
         for size in shape:
-            tensor.tensor_shape.dim.add(size=size)
+            dims.dim.add(size=size)
+        tensor.tensor_shape = dims.SerializeToString()
         if fill:
             tensor.MergeFromString(length_delimited(4, fill))
     request.output_filter.extend(outputs)

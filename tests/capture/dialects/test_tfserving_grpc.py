@@ -67,7 +67,7 @@ def test_the_version_that_was_asked_for() -> None:
 
 def test_unknown_rank() -> None:
     request = messages.PredictRequest.FromString(predict())
-    request.inputs["x"].tensor_shape.unknown_rank = True
+    request.inputs["x"].tensor_shape = messages.TensorShape(unknown_rank=True).SerializeToString()
     assert DIALECT.read(ROUTE, request.SerializeToString()).shapes == "x:float[?]"
 
 

@@ -118,13 +118,15 @@ def test_most_hits_come_first_and_models_are_told_apart(store: Store) -> None:
 def test_an_evicted_signature_keeps_its_counts_alone(store: Store) -> None:
     batch = batch_of("a", "b")
     held_out(batch, key_of(ONE), "h1", b"held")
+    held_out(batch, key_of(ONE), "h2", b"drawn")
     store.apply(batch)
-    store.apply(Batch("run1", evicted={key_of(ONE)}))
+    # What of its held-out requests goes is said by their roles: the reservoir is not a signature's.
+    store.apply(Batch("run1", evicted={key_of(ONE)}, released={"h1": (None, False), "h2": (0.5, False)}))
     gone = next(row for row in store.signatures() if row.key == key_of(ONE))
     assert (gone.evicted, gone.sample_at, gone.sample_size, gone.sample_outcome) == (True, None, 0, "")
     assert (gone.proven, gone.first_seen, gone.shapes, gone.senders) == (1, NOW, {}, {})
     assert store.sample(key_of(ONE)) is None
-    assert store.held_out_index() == []
+    assert [(held.id, held.draw, held.for_signature) for held in store.held_out_index()] == [("h2", 0.5, False)]
     # The other one is untouched, and what is not known may be evicted.
     assert store.sample(key_of(signature(["b"]))) is not None
     store.apply(Batch("run1", evicted={key_of(signature(["never seen"]))}))
