@@ -21,11 +21,12 @@ from aiohttp import web
 from google.protobuf.message import DecodeError
 
 from capture.schema import messages
+from capture.signature import DEFAULT_SIGNATURE
 from replay import tf_protos
 from replay.eas_tensors import ArrayError, fill_array, to_tensor
 from replay.executor.api import CODE_NAMES
 from replay.host_warmup import WarmupError
-from replay.predict import DEFAULT_SIGNATURE, Plan, RequestError
+from replay.predict import Plan, RequestError
 from replay.servable import Ledger, Servable
 
 #: Where services are found unless a custom URL is configured.

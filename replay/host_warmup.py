@@ -13,18 +13,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import crc32c
 from google.protobuf.message import DecodeError
 
 from capture.errors import UserError
+from capture.export.tfrecord import MAX_RECORDS, WARMUP_PATH, masked_crc
 from replay import tf_protos, warmup_examples
 from replay.executor import api
 from replay.predict import RequestError
 from replay.servable import Servable
 
-WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
-#: WarmupConsts::kMaxNumRecords
-MAX_RECORDS = 1000
 _HEADER = 12  #: bytes before a record: length and its checksum
 _FOOTER = 4
 _HINT = ". Please verify your warmup data is in TFRecord format."
@@ -54,8 +51,7 @@ def read_records(file: BinaryIO) -> Iterator[bytes]:
 def _checked(data: bytes, offset: int) -> bytes:
     """What stands before the masked CRC-32C at the end of ``data``."""
     content, stored = data[:-_FOOTER], int.from_bytes(data[-_FOOTER:], "little")
-    crc = crc32c.crc32c(content)
-    if stored != (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF:
+    if stored != masked_crc(content):
         suffix = " (Is this even a TFRecord file?)" if offset == 0 else ""
         raise RequestError(api.DATA_LOSS, f"corrupted record at {offset}{suffix}")
     return content
@@ -66,7 +62,7 @@ def warm_up(servable: Servable, version_dir: Path, iterations: int = 1) -> int:
 
     Returns the number of records, 0 if there is no file. Raises WarmupError.
     """
-    path = version_dir / WARMUP_FILE
+    path = version_dir / WARMUP_PATH
     return warm_up_file(servable, path, iterations) if path.exists() else 0
 
 

@@ -10,11 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from capture.signature import DEFAULT_SIGNATURE
 from replay.executor import api
 from replay.executor.api import Signature
-
-#: The signature of a request that names none (cc/saved_model/signature_constants.h).
-DEFAULT_SIGNATURE = "serving_default"
 
 
 class RequestError(Exception):

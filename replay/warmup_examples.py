@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from capture.signature import DEFAULT_SIGNATURE
 from replay import tf_protos
 from replay.executor import api
 from replay.executor.api import Signature
-from replay.predict import DEFAULT_SIGNATURE, Plan, RequestError
+from replay.predict import Plan, RequestError
 from replay.servable import Servable
 
 _CLASSIFY, _REGRESS = "tensorflow/serving/classify", "tensorflow/serving/regress"
