@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +25,16 @@ from capture.savedmodel import read_saved_model
 from capture.signature import executor_key
 from capture.store.base import HeldOut, open_store
 from replay.client import EasSender, Sender, TFServingSender
+from tests.clients import commands
 from tests.demo.traffic import traffic
-from tests.support.processes import PATIENCE, ROOT, Process, run
+from tests.support.net_sidecar import Sidecar
+from tests.support.processes import ROOT, run
+from tests.support.tf_host import HostProcess
 from tests.support.tf_models import saved_model
+from tests.support.waiting import PATIENCE
 
 MODEL = "ranking"
 SERVICE = "rank"
-EAS_PYTHON = ROOT / ".venv-eas" / "bin" / "python"
 #: Calls over gRPC and over HTTP; of the former so many that the server refuses.
 GRPC_CALLS, GRPC_REFUSED, EAS_CALLS = 240, 6, 160
 #: How often EAS sends its one warm-up request (metadata.rpc.warm_up_count, its documented default).
@@ -46,20 +48,18 @@ class Protocol:
     family: str
     title: str
     model: str
-    host: Callable[..., Process]
+    host: Callable[..., HostProcess]
     sender: Callable[[str], Sender]
 
 
-def tf_host(version_dir: Path, *arguments: str) -> Process:
+def tf_host(version_dir: Path, *arguments: str) -> HostProcess:
     """The model behind TF Serving's gRPC, warmed by the version's own warm-up file if it has one."""
-    where = ("--grpc-listen=127.0.0.1:0", "--stats-listen=127.0.0.1:0")
-    return Process("capture", "host", f"--saved-model={version_dir}", f"--model-name={MODEL}", *where, *arguments)
+    return HostProcess(version_dir, f"--model-name={MODEL}", *arguments, eas=False)
 
 
-def eas_host(version_dir: Path, *arguments: str) -> Process:
+def eas_host(version_dir: Path, *arguments: str) -> HostProcess:
     """The model behind EAS's HTTP."""
-    where = ("--eas-listen=127.0.0.1:0", f"--eas-service={SERVICE}", "--stats-listen=127.0.0.1:0")
-    return Process("capture", "host", f"--saved-model={version_dir}", f"--model-name={MODEL}", *where, *arguments)
+    return HostProcess(version_dir, f"--model-name={MODEL}", *arguments, grpc=False)
 
 
 PROTOCOLS = (
@@ -185,15 +185,13 @@ def _production(version_dir: Path, store: Path) -> dict[str, int]:
     grpc_plan = traffic(GRPC_CALLS, 1, every_output_by_name=True, refused=GRPC_REFUSED)
     eas_plan = traffic(EAS_CALLS, 2, every_output_by_name=False)
     with tf_host(version_dir) as grpc_server, eas_host(version_dir) as eas_server:
-        upstreams = (grpc_server.fields["grpc"], eas_server.fields["eas"])
+        upstreams = (grpc_server.grpc, eas_server.eas)
         pairs = [word for one in upstreams for word in ("--listen", "127.0.0.1:0", "--upstream", one)]
-        with Process("capture", "proxy", *pairs, "--store", str(store)) as sidecar:
-            grpc_address, eas_address = sidecar.fields["listeners"].split(",")
+        with Sidecar("proxy", *pairs, "--store", str(store), cwd=store.parent, module="capture") as sidecar:
+            grpc_address, eas_address = (f"127.0.0.1:{port}" for port in sidecar.ready())
             clients = {
-                "tfserving": _client([sys.executable, "-m", "tests.clients.tfserving_client", grpc_address, MODEL]),
-                "eas": _client(
-                    [str(EAS_PYTHON), "tests/clients/eas/client.py", f"http://{eas_address}", SERVICE, "--token", "t"]
-                ),
+                "tfserving": _client(commands.tfserving_client(grpc_address, MODEL)),
+                "eas": _client(commands.eas_client(f"http://{eas_address}", SERVICE, "--token", "t")),
             }
             answers = {
                 family: json.loads(_talk(process, plan))
@@ -251,9 +249,8 @@ def _live(
     first: dict[str, float] = {}
     later: list[float] = []
     with protocol.host(version_dir, *arguments) as server:
-        address = server.fields["grpc" if protocol.family == "tfserving" else "eas"]
-        before = int(server.fields["builds"])
-        sender = protocol.sender(address)
+        before = server.builds
+        sender = protocol.sender(server.grpc if protocol.family == "tfserving" else server.eas)
         for key, held in held_out:
             answer = sender.send(held.sample.body)
             if answer.error:
@@ -263,18 +260,13 @@ def _live(
             else:
                 first[key] = answer.seconds
         sender.close()
-        builds = _builds(server.fields["stats"]) - before
+        builds = server.new_builds()
     return {
         "warmup_builds": before,
         "graph_builds": builds,
         "first_ms_max": round(1000 * max(first.values()), 2),
         "steady_ms_p50": round(1000 * median(later), 2),
     }
-
-
-def _builds(stats: str) -> int:
-    with urllib.request.urlopen(f"http://{stats}/stats", timeout=PATIENCE) as answer:
-        return int(json.load(answer)["builds"])
 
 
 # --- telling ----------------------------------------------------------------------------------------------------------

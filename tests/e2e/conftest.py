@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,32 +11,14 @@ import pytest
 
 from capture.counters import Counters
 from capture.store.base import Store, open_store
-from tests.support.net_relay import until
-from tests.support.net_sidecar import ROOT, Sidecar
+from tests.clients import commands
+from tests.support.net_sidecar import Sidecar
+from tests.support.processes import run
 from tests.support.tf_host import HostProcess
-from tests.support.tf_models import saved_model
+from tests.support.waiting import until
 
-EAS_PYTHON = ROOT / ".venv-eas" / "bin" / "python"
 MODEL = "ranking"
 SERVICE = "rank"
-
-
-@pytest.fixture(scope="session")
-def model_cache(pytestconfig: pytest.Config) -> Path:
-    """Where SavedModels are kept between runs."""
-    return pytestconfig.cache.mkdir("saved_models")
-
-
-@pytest.fixture(scope="session")
-def ranking(model_cache: Path) -> Path:
-    """The ranking model's version directory; read-only."""
-    return saved_model(model_cache, "ranking")
-
-
-@pytest.fixture(scope="session")
-def edge(model_cache: Path) -> Path:
-    """The corner-case model's version directory; read-only."""
-    return saved_model(model_cache, "edge")
 
 
 @pytest.fixture(scope="session")
@@ -93,31 +73,16 @@ def front(host: HostProcess, directory: Path, module: str = "proxy.command") -> 
 
 def tf_client(target: str, plan: list[dict[str, Any]], *options: str) -> str:
     """Run the real gRPC client to its end; what it printed."""
-    command = [sys.executable, "-m", "tests.clients.tfserving_client", target, MODEL, *options]
-    return _run(command, plan)
+    return run(commands.tfserving_client(target, MODEL, *options), stdin=json.dumps(plan))
 
 
 def eas_client(target: str, plan: list[dict[str, Any]], *options: str) -> str:
     """Run the real EAS SDK to its end; what it printed."""
-    command = [str(EAS_PYTHON), "tests/clients/eas/client.py", f"http://{target}", SERVICE, *options]
-    return _run(command, plan)
+    return run(commands.eas_client(f"http://{target}", SERVICE, *options), stdin=json.dumps(plan))
 
 
 def eas_parse(bodies: list[bytes]) -> list[bytes]:
     """Each body through the real SDK's own message and out again."""
     lines = "".join(body.hex() + "\n" for body in bodies)
-    done = subprocess.run(
-        [str(EAS_PYTHON), "tests/clients/eas/client.py", "-", SERVICE, "--parse"],
-        cwd=ROOT,
-        input=lines,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return [bytes.fromhex(line) for line in done.stdout.split()]
-
-
-def _run(command: list[str], plan: list[dict[str, Any]]) -> str:
-    done = subprocess.run(command, cwd=ROOT, input=json.dumps(plan), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    parsed = run(commands.eas_client("-", SERVICE, "--parse"), stdin=lines)
+    return [bytes.fromhex(line) for line in parsed.split()]

@@ -13,8 +13,10 @@ from capture.commands.export import export
 from capture.export.tfrecord import read_records
 from capture.schema import messages
 from replay import tf_protos
+from replay.client import EasSender
 from tests.demo.traffic import EXPLAIN_INPUTS, RANK_INPUTS
 from tests.e2e.conftest import MODEL, SERVICE, Front, eas_client, eas_parse, front, tf_client
+from tests.support.net_sidecar import Sidecar
 from tests.support.tf_host import HostProcess
 
 pytestmark = pytest.mark.server
@@ -176,9 +178,6 @@ def test_a_request_over_the_limit_is_counted_and_not_kept_short(edge_host: HostP
         f"listeners:\n  - {{listen: '127.0.0.1:0', upstream: '{edge_host.eas}'}}\n"
         f"capture:\n  store: {tmp_path}/warmtap.sqlite\n  limits: {{request_bytes: 1000}}\n"
     )
-    from replay.client import EasSender
-    from tests.support.net_sidecar import Sidecar
-
     request = messages.EasPredictRequest()
     request.inputs["x"].dtype = 1
     request.inputs["x"].array_shape.dim.extend([1000, 3])

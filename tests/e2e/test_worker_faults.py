@@ -15,10 +15,10 @@ import pytest
 from capture.schema import messages
 from replay.client import EasSender, TFServingSender
 from tests.e2e.conftest import SERVICE, Front, front
-from tests.support.net_relay import until
-from tests.support.net_sidecar import wait_gone
+from tests.support.net_sidecar import balanced, wait_gone
 from tests.support.tf_host import HostProcess
 from tests.support.tf_requests import DT_FLOAT, predict_request, tensor
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.server
 
@@ -95,20 +95,13 @@ def lines(place: Front) -> set[str]:
     return found
 
 
-def balanced(place: Front) -> bool:
-    """Whether every relayed byte is accounted for: handed to a worker or counted as lost."""
-    found = place.counters.snapshot()
-    return all(
-        found[f"{side}_bytes"] == found[f"tap_{side}_bytes"] + found[f"tap_lost_{side}_bytes"]
-        for side in ("client", "server")
-    )
-
-
 def test_killing_the_worker_fails_no_request_and_capture_resumes(edge_host: HostProcess, tmp_path: Path) -> None:
     place = front(edge_host, tmp_path)
     with place.sidecar:
         load = Load(place)
         load.more(100)
+        # Before the worker has read anything, its store may be a file that is still empty.
+        place.wait_observed(1)
         until(lambda: SUM in lines(place), "the first signature in the store")
         for start in (1, 2):
             os.kill(place.sidecar.pid("worker", start), signal.SIGKILL)
@@ -120,7 +113,7 @@ def test_killing_the_worker_fails_no_request_and_capture_resumes(edge_host: Host
         with TFServingSender(place.grpc, 60) as sender:
             assert sender.send(grpc_body(["double"])).error == ""
         place.wait_observed(before + 1)
-        until(lambda: balanced(place), "every byte seen or counted as lost")
+        until(lambda: balanced(place.counters.snapshot()), "every byte seen or counted as lost")
         assert place.count("worker_starts") == 3
         assert place.count("tap_detached") == 2
     # What was stored before the kills, what was sent behind them, and nothing that no client sent.
@@ -151,7 +144,7 @@ def test_a_stopped_worker_costs_bytes_not_requests_and_the_channel_is_read_again
                 return DOUBLE in lines(place)
 
             until(found, "a signature that was first sent behind the gap")
-        until(lambda: balanced(place), "every byte seen or counted as lost")
+        until(lambda: balanced(place.counters.snapshot()), "every byte seen or counted as lost")
         counters = place.counters.snapshot()
         assert counters["requests_lost"] + counters["requests_missed"] > 0
         assert counters["worker_starts"] == 1
@@ -170,7 +163,7 @@ def test_a_channel_that_stays_open_across_a_kill_is_never_read_wrongly(edge_host
         place.sidecar.pid("worker", 2)
         for _ in range(200):
             assert sender.send(grpc_body(["double"])).error == ""
-        until(lambda: balanced(place), "every byte seen or counted as lost")
+        until(lambda: balanced(place.counters.snapshot()), "every byte seen or counted as lost")
         # Read again, or shown as what cannot be read: never in silence.
         seen = place.counters.snapshot()
         assert (

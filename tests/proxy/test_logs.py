@@ -9,7 +9,7 @@ import re
 import threading
 
 from proxy.logs import LineFormatter, LineSink, PipeHandler, value
-from tests.support.net_relay import until
+from tests.support.waiting import until
 
 
 def record(text: str, **fields: object) -> logging.LogRecord:

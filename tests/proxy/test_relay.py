@@ -15,14 +15,13 @@ from capture import tap
 from proxy.address import Address
 from proxy.flow import Deadlines
 from tests.support.net_relay import (
-    PATIENCE,
     RelayThread,
     receive_all,
     receive_until_end,
     reset,
     server,
-    until,
 )
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.server
 

@@ -17,8 +17,10 @@ from pathlib import Path
 import pytest
 
 from proxy.supervisor import Backoff
-from tests.support.net_relay import PATIENCE, receive_all, receive_until_end, server, until
+from tests.support import net_sidecar
+from tests.support.net_relay import receive_all, receive_until_end, server
 from tests.support.net_sidecar import Sidecar, wait_gone
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.server
 DOUBLE = "tests.support.net_sidecar_main"
@@ -113,10 +115,7 @@ def balanced(sidecar: Sidecar) -> dict[str, int]:
 
     def even() -> bool:
         now = counters.snapshot()
-        return all(
-            now[f"{side}_bytes"] == now[f"tap_{side}_bytes"] + now[f"tap_lost_{side}_bytes"] > 0
-            for side in ("client", "server")
-        )
+        return net_sidecar.balanced(now) and min(now["client_bytes"], now["server_bytes"]) > 0
 
     try:
         until(even)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +14,7 @@ from replay import tf_protos
 from replay.executor import build
 from replay.executor.api import GRAPH_BUILDS, INVALID_ARGUMENT, OK, Executor, ExecutorError, RunResult
 from replay.executor.session import open_executor
-from tests.support.tf_models import ROOT
+from tests.support.processes import run_tensorflow
 from tests.support.tf_requests import DT_FLOAT, DT_INT32, tensor
 
 pytestmark = pytest.mark.server
@@ -256,19 +253,9 @@ print(json.dumps({
 }))
 executor.close()
 """
-    environment = {**os.environ, "PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment = {**os.environ, "PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
     environment.pop("CXX", None)
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(edge)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = run_tensorflow(program, str(edge), env=environment)
     assert found["level"] == "runs"
     assert "no C++ compiler" in found["note"]
     assert "not counted" in found["note"]

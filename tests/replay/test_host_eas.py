@@ -16,7 +16,8 @@ import pytest
 from capture.schema import messages
 from tests.models.edge import TYPES
 from tests.models.ranking import DENSE
-from tests.support.tf_host import HostFailed, HostProcess
+from tests.support.processes import NotReady
+from tests.support.tf_host import HostProcess
 from tests.support.tf_requests import DT_FLOAT, DT_INT64, DT_STRING
 
 pytestmark = pytest.mark.server
@@ -203,7 +204,7 @@ def test_a_warm_up_that_fails_ends_the_start(
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(HostFailed) as caught:
+    with pytest.raises(NotReady) as caught:
         HostProcess(ranking, f"--warm-up-data-path={path}")
     assert caught.value.status == 1
     assert caught.value.error.startswith(f"capture: error: warm-up failed: {path}: ")

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,14 +11,15 @@ from typing import Any
 import grpc
 import pytest
 
+from capture.export.tfrecord import frame
 from replay import tf_protos
 from replay.host_warmup import read_records
 from replay.predict import RequestError
-from tests.support.tf_host import HostFailed, HostProcess
-from tests.support.tf_models import ROOT, private_copy
+from tests.support.processes import NotReady, run_tensorflow
+from tests.support.tf_host import HostProcess
+from tests.support.tf_models import private_copy
 from tests.support.tf_requests import (
     DT_FLOAT,
-    frame,
     predict_request,
     prediction_log,
     ranking_inputs,
@@ -55,7 +52,7 @@ def examples(count: int = 1, context: bool = False) -> Any:
 
 
 def failure(version_dir: Path, *arguments: str) -> str:
-    with pytest.raises(HostFailed) as caught:
+    with pytest.raises(NotReady) as caught:
         HostProcess(version_dir, *arguments)
     assert caught.value.status == 1
     prefix = "capture: error: warm-up failed: "
@@ -254,16 +251,7 @@ for place in range(int(sys.argv[2])):
     found.append([records, error])
 print(json.dumps(found))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path), str(len(CASES))],
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
-    expected = dict(zip(CASES, json.loads(done.stdout.splitlines()[-1]), strict=True))
+    expected = dict(zip(CASES, run_tensorflow(program, str(tmp_path), str(len(CASES))), strict=True))
     found = {}
     for name, content in CASES.items():
         records, error = [], ""

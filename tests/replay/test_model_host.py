@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,8 +12,8 @@ import grpc
 import pytest
 
 from replay import tf_protos
-from tests.support.tf_host import HostFailed, HostProcess
-from tests.support.tf_models import ROOT
+from tests.support.processes import NotReady, run_tensorflow
+from tests.support.tf_host import HostProcess
 from tests.support.tf_requests import DT_FLOAT, DT_INT64, predict_request, ranking_inputs, tensor
 
 pytestmark = pytest.mark.server
@@ -100,16 +96,7 @@ inputs = {alias: tf.constant(tf.make_ndarray(proto)) for alias, proto in request
 outputs = {alias: value.numpy() for alias, value in function(**inputs).items()}
 print(json.dumps({a: v.decode() if isinstance(v, bytes) else v.tolist() for a, v in outputs.items()}))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(ranking), str(tmp_path / "request")],
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
-    expected = json.loads(done.stdout.splitlines()[-1])
+    expected = run_tensorflow(program, str(ranking), str(tmp_path / "request"))
     response = client.predict(request)
     assert set(response.outputs) == set(expected)
     for alias in ("score", "probabilities", "embedding"):
@@ -339,20 +326,20 @@ def test_builds_are_charged_to_the_request_that_caused_them(ranking: Path) -> No
             with ThreadPoolExecutor(4) as pool:
                 list(pool.map(client.predict, [predict_request(ranking_inputs(), outputs=["score"])] * 20))
             assert host.new_builds() == 3
-        assert host.close() == 0
+        assert host.stop() == 0
         assert host.error == ""
 
 
 def test_a_directory_that_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "1").mkdir()
-    with pytest.raises(HostFailed) as caught:
+    with pytest.raises(NotReady) as caught:
         HostProcess(tmp_path / "1")
     assert caught.value.status == 1
     assert caught.value.error == f"capture: error: {tmp_path}/1: no saved_model.pb in it, so it is no SavedModel\n"
 
 
 def test_a_port_that_is_taken(client: Client, edge: Path) -> None:
-    with pytest.raises(HostFailed) as caught:
+    with pytest.raises(NotReady) as caught:
         HostProcess(edge, f"--grpc-listen={client.host.grpc}")
     assert caught.value.status == 1
     assert caught.value.error.startswith("capture: error: cannot listen: ")

@@ -13,9 +13,10 @@ from capture.export.tfrecord import WARMUP_PATH, read_records
 from capture.schema import messages
 from replay.trial import run_trial
 from tests.replay.test_signature_matrix import tfserving
-from tests.replay.test_verify import CAPTURE, fill
+from tests.replay.test_verify import fill
+from tests.support.processes import capture
 from tests.support.tf_host import HostProcess
-from tests.support.tf_models import ROOT, private_copy
+from tests.support.tf_models import private_copy
 
 pytestmark = pytest.mark.server
 
@@ -26,13 +27,7 @@ DOES_NOT_FIT = tfserving(["gone"])
 
 
 def refresh(base: Path, store: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*CAPTURE, "refresh", "--saved-model-base", str(base), "--store", str(store), *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return capture("refresh", "--saved-model-base", str(base), "--store", str(store), *arguments)
 
 
 def test_a_new_version_gets_a_file_with_what_runs_on_it(edge: Path, tmp_path: Path) -> None:

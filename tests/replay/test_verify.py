@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,8 @@ from capture.dialects.table import BY_NAME
 from capture.export.manifest import MANIFEST_SUFFIX
 from capture.store.base import Batch, HeldOut, ModelVersion, RecordKey, SignatureDelta, open_store
 from tests.replay.test_signature_matrix import eas, tfserving
+from tests.support.processes import capture
 from tests.support.stores import sample
-from tests.support.tf_models import ROOT
 
 pytestmark = pytest.mark.server
 
@@ -49,19 +47,12 @@ def fill(
 
 def verify(saved_model: Path, store: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
     """``capture verify --json`` as a process: exit status and document."""
-    done = subprocess.run(
-        [*CAPTURE, "verify", "--saved-model", str(saved_model), "--traffic", str(store), "--json", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = capture("verify", "--saved-model", str(saved_model), "--traffic", str(store), "--json", *arguments)
     assert done.returncode in (0, 1), done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return done.returncode, found
 
 
-CAPTURE = (sys.executable, "-m", "capture")
 SENT = [tfserving(["sum"]), tfserving(["sum", "double"]), tfserving([], signature="with_default")]
 HELD = [
     tfserving(["sum"], rows=4),
@@ -206,13 +197,7 @@ def test_what_cannot_be_judged_is_one_line_and_exit_code_2(
     if arguments[0] == "--model":
         del given["--warmup"]
     given |= dict(zip(arguments[::2], arguments[1::2], strict=True))
-    done = subprocess.run(
-        [*CAPTURE, "verify", *(word for pair in given.items() for word in pair)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = capture("verify", *(word for pair in given.items() for word in pair))
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert message in done.stderr

@@ -7,7 +7,6 @@ import contextlib
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,20 +18,9 @@ from proxy.address import Address
 from proxy.flow import Deadlines, KeepAlive
 from proxy.relay import Relay
 from proxy.upstream import Upstream
+from tests.support.waiting import PATIENCE, until
 
 LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
-#: Seconds after which a test gives up on something that must happen.
-PATIENCE = 20.0
-
-
-def until(condition: Callable[[], Any], what: str = "condition") -> Any:
-    """Poll where no event exists; the value of the condition once it is true."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.002)
-    raise AssertionError(f"{what}: not within {PATIENCE} s")
 
 
 class RelayThread:

@@ -1,60 +1,25 @@
-"""``capture proxy`` as a process: started with arguments, ready when it says so, its log lines and counters at hand."""
+"""``capture proxy`` as a process: its ports, its children and its counters."""
 
 from __future__ import annotations
 
 import os
-import re
-import signal
 import subprocess
-import sys
-import threading
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 
 from capture.counters import Counters
-from tests.support.net_relay import PATIENCE, until
+from tests.support.processes import Process
+from tests.support.waiting import until
 
-ROOT = Path(__file__).parents[2]
 
+class Sidecar(Process):
+    """``capture proxy`` with these arguments; ready when it says so."""
 
-class Sidecar:
-    """Use as a context manager; leaving it stops the process with SIGTERM and checks that it ended with 0."""
-
-    def __init__(self, *arguments: str, cwd: Path, module: str = "proxy.command", stderr: int | None = None) -> None:
-        """``module`` is run with ``python -m``; ``cwd`` is where the store goes. With ``stderr`` lines are not read."""
-        self.lines: list[str] = []
-        self._changed = threading.Condition()
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            cwd=cwd,
-            env={**os.environ, "PYTHONPATH": path},
-            stderr=subprocess.PIPE if stderr is None else stderr,
-            text=True,
-        )
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        for line in self.process.stderr or ():
-            with self._changed:
-                self.lines.append(line.rstrip("\n"))
-                self._changed.notify_all()
-        with self._changed:
-            self._changed.notify_all()
-
-    def wait_for(self, pattern: str, times: int = 1) -> re.Match[str]:
-        """The last of so many log lines that match."""
-        found: list[re.Match[str]] = []
-
-        def enough() -> bool:
-            found[:] = [match for line in self.lines if (match := re.search(pattern, line))]
-            return len(found) >= times
-
-        with self._changed:
-            if not self._changed.wait_for(enough, PATIENCE):
-                raise AssertionError(f"no {pattern!r} in:\n" + "\n".join(self.lines))
-        return found[times - 1]
+    def __init__(
+        self, *arguments: str, cwd: Path, module: str = "proxy.command", stderr: int = subprocess.PIPE
+    ) -> None:
+        """``module`` is run with ``python -m``; ``cwd`` is where the store goes."""
+        super().__init__(module, *arguments, cwd=cwd, stderr=stderr)
 
     def ready(self) -> list[int]:
         """The ports of its listeners, once both children are up."""
@@ -73,29 +38,13 @@ class Sidecar:
                 return Counters(os.open(entry, os.O_RDWR))
         raise AssertionError("no counters")
 
-    def stop(self, signum: int = signal.SIGTERM) -> int:
-        """Signal, wait; the exit status."""
-        self.process.send_signal(signum)
-        status = self.process.wait(PATIENCE)
-        self._end()
-        return status
 
-    def _end(self) -> None:
-        self._reader.join()
-        if self.process.stderr is not None:
-            self.process.stderr.close()
-
-    def __enter__(self) -> Sidecar:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.process.poll() is None:
-            status = self.stop()
-            assert kind is not None or status == 0, "\n".join(self.lines)
-        else:
-            self._end()
+def balanced(counters: Mapping[str, int]) -> bool:
+    """Whether every relayed byte is accounted for: handed to a worker or counted as lost."""
+    return all(
+        counters[f"{side}_bytes"] == counters[f"tap_{side}_bytes"] + counters[f"tap_lost_{side}_bytes"]
+        for side in ("client", "server")
+    )
 
 
 def gone(pid: int) -> bool:
@@ -108,4 +57,5 @@ def gone(pid: int) -> bool:
 
 
 def wait_gone(pid: int) -> None:
+    """Until a process has ended."""
     until(lambda: gone(pid), f"end of process {pid}")

@@ -16,8 +16,7 @@ import tempfile
 from pathlib import Path
 
 from replay import tf_protos
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.processes import ROOT
 
 
 def saved_model(cache: Path, kind: str, version: int = 1, *arguments: str) -> Path:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import crc32c
-
+from capture.export.tfrecord import WARMUP_PATH
 from replay import tf_protos
 from tests.models.ranking import DENSE
 
@@ -64,20 +62,9 @@ def prediction_log(request: Any) -> bytes:
     return serialized
 
 
-def frame(record: bytes) -> bytes:
-    """One record as TFRecord bytes."""
-    length = struct.pack("<Q", len(record))
-    return length + _masked(length) + record + _masked(record)
-
-
-def _masked(data: bytes) -> bytes:
-    crc = crc32c.crc32c(data)
-    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
-
-
 def write_warmup(version_dir: Path, content: bytes) -> Path:
     """Put ``content`` where TF Serving looks for warm-up records."""
-    path = version_dir / "assets.extra" / "tf_serving_warmup_requests"
+    path = version_dir / WARMUP_PATH
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
     return path

@@ -1,3 +1,5 @@
+"""Fixtures for all tests."""
+
 from __future__ import annotations
 
 from pathlib import Path
