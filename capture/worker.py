@@ -26,11 +26,12 @@ from capture.admission import Admission
 from capture.config import WorkerConfig
 from capture.counters import Counters
 from capture.dialects.table import BY_NAME
+from capture.logline import LineFormatter
 from capture.pipeline import Pipeline, drop_requests
 from capture.store.base import Batch, Store, StoreError, open_store
 from capture.tap import TapError, TapReader
 
-log = logging.getLogger("warmtap.worker")
+log = logging.getLogger("worker")
 
 #: Seconds between looks at what has grown too old.
 EXPIRE_INTERVAL: Final = 300.0
@@ -40,6 +41,11 @@ MAX_WAITING_BYTES: Final = 64 << 20
 RETRY_SECONDS: Final = (0.5, 30.0)
 #: Seconds that the last write may take when the sidecar stops.
 CLOSE_SECONDS: Final = 10.0
+
+
+def say(level: int, what: str, **fields: object) -> None:
+    """One log line. Never a payload, never a credential."""
+    log.log(level, what, extra={"fields": fields})
 
 
 class StoreWriter:
@@ -92,7 +98,7 @@ class StoreWriter:
                 self._store.apply(batch)
             except StoreError as error:
                 self._counters.add("store_failures")
-                log.warning("event=store_failed retry_seconds=%s error=%r", wait, str(error))
+                say(logging.WARNING, "store failed", retry_seconds=wait, error=error)
                 if self._stopping.wait(wait):
                     self._counters.add("store_dropped", len(batch.samples) + len(batch.held_out))
                     self.complete = False
@@ -142,7 +148,7 @@ class Worker:
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         status = 0
-        log.info("event=worker_started store=%s flush_interval=%s", self._config.store, self._config.flush_interval)
+        say(logging.INFO, "reading", store=self._config.store)
         self._flush()
         while True:
             waiting = self._dirty or not self._writer.idle.is_set()
@@ -150,7 +156,7 @@ class Worker:
                 try:
                     frames = self._reader.read()
                 except TapError as error:
-                    log.error("event=tap_unreadable error=%r", str(error))
+                    say(logging.ERROR, "tap unreadable", error=error)
                     status = 1
                     break
                 if frames is None:
@@ -165,9 +171,9 @@ class Worker:
         else:
             self._counters.add("store_dropped", drop_requests(self._pipeline.batch, self._admission))
         if not self._writer.stop(CLOSE_SECONDS) or not last:
-            log.error("event=store_not_written store=%s", self._config.store)
+            say(logging.ERROR, "store not written", store=self._config.store)
             status = 1
-        log.info("event=worker_stopped status=%d", status)
+        say(logging.INFO, "stopped", status=status)
         return status
 
     def _tick(self) -> None:
@@ -205,13 +211,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     with open(options.config_fd, "rb") as file:
         config = msgspec.json.decode(file.read(), type=WorkerConfig)
-    logging.basicConfig(level=config.log_level.upper(), format="level=%(levelname)s logger=%(name)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter("worker"))
+    logging.basicConfig(level=config.log_level.upper(), handlers=[handler])
     # The supervisor ends this process by closing the tap; Ctrl-C in a terminal reaches the whole group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     counters = Counters(options.counters_fd)
     for listener in config.listeners:
         if listener.dialect != "auto" and listener.dialect not in BY_NAME:
-            log.error("event=unknown_dialect dialect=%r known=%s", listener.dialect, ",".join(BY_NAME))
+            say(logging.ERROR, "unknown dialect", dialect=listener.dialect, known=",".join(BY_NAME))
             return 1
     try:
         store = open_store(config.store, create=True)
@@ -219,7 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
             tap_socket.setblocking(True)
             return Worker(config, tap_socket, counters, store).run()
     except StoreError as error:
-        log.error("event=store_unusable error=%r", str(error))
+        say(logging.ERROR, "store unusable", error=error)
         return 1
 
 

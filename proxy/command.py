@@ -14,8 +14,9 @@ import typer
 
 from capture.config import WorkerConfig
 from capture.counters import Counters
+from capture.logline import LineFormatter
 from proxy import address
-from proxy.logs import LineFormatter, LineSink, SinkHandler
+from proxy.logs import LineSink, SinkHandler
 from proxy.relay_main import RelayConfig
 from proxy.settings import DEFAULT_STORE, Capture, Listener, Settings, SettingsError, check, load
 from proxy.supervisor import WORKER_COMMAND, Supervisor, bind

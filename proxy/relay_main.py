@@ -18,10 +18,11 @@ from typing import Any, Literal
 import msgspec
 
 from capture.counters import SLOT, Counters
+from capture.logline import LineFormatter
 from capture.tap_writer import TapWriter
 from proxy import address
 from proxy.flow import Deadlines, KeepAlive
-from proxy.logs import LineFormatter, PipeHandler
+from proxy.logs import PipeHandler
 from proxy.relay import Relay, raise_descriptor_limit
 from proxy.upstream import Upstream
 

@@ -53,10 +53,14 @@ def shim_path() -> Path:
     target = directory / f"shim-{key}.so"
     if not _usable(target):
         # One compiler at a time: several processes often start together, and each run takes a core for ten seconds.
-        with open(directory / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not _usable(target):
-                _compile(source, wheel, target)
+        try:
+            with open(directory / "lock", "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not _usable(target):
+                    _compile(source, wheel, target)
+        except OSError as error:
+            remedy = "set XDG_CACHE_HOME to a writable directory"
+            raise ExecutorError(f"{error.filename or directory}: {error.strerror}; {remedy}") from None
     return target
 
 

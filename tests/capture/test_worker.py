@@ -144,13 +144,13 @@ def test_a_store_that_cannot_be_used_is_one_line_and_exit_1(tmp_path: Path, kind
     code, text = Worker(path).end()
     assert code == 1
     assert len(text.splitlines()) == 1
-    assert f"event=store_unusable error='store {path}: " in text
+    assert f'msg="store unusable" error="store {path}: ' in text
 
 
 def test_an_unknown_dialect_is_one_line_and_exit_1(path: Path) -> None:
     code, text = Worker(path, listeners=(ListenerConfig("x", dialect="nope"),)).end()
     assert (code, len(text.splitlines())) == (1, 1)
-    assert "event=unknown_dialect dialect='nope' known=tfserving-grpc,eas-tensorflow" in text
+    assert 'msg="unknown dialect" dialect=nope known=tfserving-grpc,eas-tensorflow' in text
 
 
 def test_a_tap_of_another_version_is_exit_1_and_keeps_the_store(path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_tap_of_another_version_is_exit_1_and_keeps_the_store(path: Path) -> N
     worker.socket.sendall(b"\xff" * 100)
     code, text = worker.end()
     assert code == 1
-    assert "event=tap_unreadable" in text
+    assert 'msg="tap unreadable"' in text
     assert hits(path) == {}
 
 
@@ -180,7 +180,7 @@ def test_a_store_that_is_locked_for_a_while_loses_nothing(path: Path) -> None:
     assert code == 0, text
     assert sum(hits(path).values()) == 30
     assert worker.counters.snapshot()["store_dropped"] == 0
-    assert "event=store_failed" in text
+    assert 'msg="store failed"' in text
 
 
 def test_a_store_that_stays_locked_ends_in_exit_1_and_is_counted(path: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_store_that_stays_locked_ends_in_exit_1_and_is_counted(path: Path) -> 
     other.execute("ROLLBACK")
     other.close()
     assert code == 1
-    assert "event=store_not_written" in text
+    assert 'msg="store not written"' in text
     assert worker.counters.snapshot()["store_dropped"] >= 1
 
 
@@ -235,5 +235,5 @@ def test_nothing_of_the_traffic_is_logged(path: Path) -> None:
     code, text = worker.end()
     assert code == 0
     assert "SECRET" not in text
-    assert "event=worker_stopped status=0" in text
+    assert "msg=stopped status=0" in text
     assert os.fspath(path) in text

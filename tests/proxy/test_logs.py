@@ -8,7 +8,8 @@ import os
 import re
 import threading
 
-from proxy.logs import LineFormatter, LineSink, PipeHandler, value
+from capture.logline import LineFormatter, value
+from proxy.logs import LineSink, PipeHandler
 from tests.support.waiting import until
 
 
