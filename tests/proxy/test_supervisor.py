@@ -100,10 +100,11 @@ class Load:
             thread.join()
 
 
-def settings_file(tmp_path: Path, upstream: str, shutdown: float = 0) -> str:
+def settings_file(tmp_path: Path, upstream: str, shutdown: float = 0, tap_bytes: int = 64 << 20) -> str:
     path = tmp_path / "settings.yaml"
     path.write_text(
-        f"listeners: [{{listen: '127.0.0.1:0', upstream: '{upstream}'}}]\nrelay: {{shutdown_timeout: {shutdown}}}\n"
+        f"listeners: [{{listen: '127.0.0.1:0', upstream: '{upstream}'}}]\n"
+        f"relay: {{shutdown_timeout: {shutdown}}}\ntap: {{buffer_bytes: {tap_bytes}}}\n"
     )
     return str(path)
 
@@ -246,7 +247,7 @@ def test_a_slow_reader_of_64_mb_costs_the_relay_little_memory(tmp_path: Path) ->
     """Memory per flow is bounded whatever the body's size: the resident set of the relay process."""
     body = b"x" * (64 << 20)
     with server(lambda sock: sock.sendall(body)) as upstream:
-        config = settings_file(tmp_path, str(upstream))
+        config = settings_file(tmp_path, str(upstream), tap_bytes=1 << 20)
         with Sidecar("--config", config, cwd=tmp_path, module=DOUBLE) as sidecar:
             (port,) = sidecar.ready()
             relay = sidecar.pid("relay")
@@ -260,7 +261,7 @@ def test_a_slow_reader_of_64_mb_costs_the_relay_little_memory(tmp_path: Path) ->
                 held = resident(relay) - before
                 got, _ = receive_until_end(client)
             assert len(got) == len(body)
-            # One chunk on the way and the tap's buffer; 64 MB would be the body.
+            # One chunk on the way, and the tap's buffer of 1 MiB; 64 MB would be the body.
             assert held < 12 << 20, held
             assert resident(relay) - before < 16 << 20
 
