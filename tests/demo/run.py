@@ -35,6 +35,9 @@ from tests.support.waiting import PATIENCE
 
 MODEL = "ranking"
 SERVICE = "rank"
+REPORT = "report.json"
+#: Where the tests keep their models too.
+MODELS = ROOT / ".pytest_cache" / "d" / "saved_models"
 #: Calls over gRPC and over HTTP; of the former so many that the server refuses.
 GRPC_CALLS, GRPC_REFUSED, EAS_CALLS = 240, 6, 160
 #: How often EAS sends its one warm-up request (metadata.rpc.warm_up_count, its documented default).
@@ -72,11 +75,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo-out"))
     out = parser.parse_args().out.resolve()
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    report = demo(out)
-    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(f"\nAll of this is in {out.name}/report.json.")
+    if (out / REPORT).exists():
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    if any(out.iterdir()):
+        parser.error(f"{out} is not empty and no earlier demonstration; name another directory")
+    # From here on the directory is ours to replace.
+    (out / REPORT).write_text("{}\n")
+    say("1. A SavedModel: four inputs (string, float, int64), seven outputs in two signatures, any batch size.")
+    # Built by TensorFlow where no run before this one has left it.
+    report = demo(out, saved_model(MODELS, "ranking"))
+    (out / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+    say(f"\nAll of this is in {out.name}/{REPORT}.")
 
 
 def say(text: str) -> None:
@@ -89,11 +99,10 @@ def capture(*arguments: str, ok: tuple[int, ...] = (0,)) -> str:
     return run([sys.executable, "-m", "capture", *arguments], ok=ok)
 
 
-def demo(out: Path) -> dict[str, Any]:
-    """The whole story; the report."""
-    say("1. A SavedModel: four inputs (string, float, int64), seven outputs in two signatures, any batch size.")
+def demo(out: Path, model: Path) -> dict[str, Any]:
+    """The whole story from the SavedModel in ``model`` on; the report."""
     version_dir = out / "models" / MODEL / "1"
-    shutil.copytree(saved_model(out.parent / ".pytest_cache" / "d" / "saved_models", "ranking"), version_dir)
+    shutil.copytree(model, version_dir)
     store = out / "warmtap.sqlite"
 
     say("2. The sidecar in front of both servers, and real clients: tensorflow-serving-api and the EAS SDK.")
