@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,8 +35,8 @@ class Caller(Protocol):
     def call(self, body: bytes) -> str:
         """Run one request; "" on success, otherwise the server's error on one line."""
 
-    def warm_up(self, path: Path, count: int) -> None:
-        """Apply a warm-up file as the server does on start. Raises host_warmup.WarmupError."""
+    def warm_up(self, data: bytes, path: Path, count: int) -> None:
+        """Apply a warm-up file that holds ``data`` as the server does on start. Raises host_warmup.WarmupError."""
 
 
 class TFServingCaller:
@@ -54,8 +55,8 @@ class TFServingCaller:
             return f"{CODE_NAMES[error.code]}: {error.message}"
         return ""
 
-    def warm_up(self, path: Path, count: int) -> None:
-        host_warmup.warm_up_file(self._servable, path, count)
+    def warm_up(self, data: bytes, path: Path, count: int) -> None:
+        host_warmup.warm_up_records(self._servable, io.BytesIO(data), path, count)
 
 
 class EasCaller:
@@ -68,8 +69,8 @@ class EasCaller:
         status, answer = self._service.answer(body)
         return "" if status == 200 else answer.decode("utf-8", "replace").splitlines()[0]
 
-    def warm_up(self, path: Path, count: int) -> None:
-        host_eas.warm_up(self._service, path, count)
+    def warm_up(self, data: bytes, path: Path, count: int) -> None:
+        host_eas.warm_up_body(self._service, data, path, count)
 
 
 #: Server family -> its caller.

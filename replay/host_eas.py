@@ -101,6 +101,11 @@ def warm_up(service: EasService, path: Path, count: int) -> None:
         body = path.read_bytes()
     except OSError as error:
         raise WarmupError(f"{path}: {error.strerror}") from None
+    warm_up_body(service, body, path, count)
+
+
+def warm_up_body(service: EasService, body: bytes, path: Path, count: int) -> None:
+    """The same for a body that was read from ``path`` already."""
     for place in range(1, count + 1):
         status, answer = service.answer(body)
         if status != 200:

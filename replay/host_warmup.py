@@ -68,21 +68,27 @@ def warm_up(servable: Servable, version_dir: Path, iterations: int = 1) -> int:
 
 def warm_up_file(servable: Servable, path: Path, iterations: int = 1) -> int:
     """Run a warm-up file that need not lie in the version's directory; otherwise as :func:`warm_up`."""
-    count = 0
     try:
         with path.open("rb") as file:
-            for count, record in enumerate(read_records(file), start=1):
-                _run_record(servable, path, record, max(iterations, 1))
-                if count > MAX_RECORDS:
-                    raise RequestError(
-                        api.INVALID_ARGUMENT,
-                        f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {path}",
-                    )
+            return warm_up_records(servable, file, path, iterations)
+    except OSError as error:
+        raise WarmupError(f"{path}: {error.strerror}") from None
+
+
+def warm_up_records(servable: Servable, file: BinaryIO, path: Path, iterations: int = 1) -> int:
+    """Run the records in ``file``, which texts call ``path``; otherwise as :func:`warm_up`. Raises OSError too."""
+    count = 0
+    try:
+        for count, record in enumerate(read_records(file), start=1):
+            _run_record(servable, path, record, max(iterations, 1))
+            if count > MAX_RECORDS:
+                raise RequestError(
+                    api.INVALID_ARGUMENT,
+                    f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {path}",
+                )
     except RequestError as error:
         text = error.message + (_HINT if error.code == api.DATA_LOSS else "")
         raise WarmupError(f"{api.CODE_NAMES[error.code]}: {' '.join(text.split())}") from None
-    except OSError as error:
-        raise WarmupError(f"{path}: {error.strerror}") from None
     return count
 
 

@@ -131,7 +131,7 @@ def _write(
         fitted=True,
         selection=selection,
         files=[OutFile(path.name, file.data)],
-        calls=covered_calls(selection, rows, _FORM.family),
+        calls=covered_calls(selection, rows, _FORM),
         counters=source.counters(),
         proof={
             "level": "runs" if tried.level == "runs" else "executor",

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Literal
 
 from capture.signature import WireSignature, nearest
 from replay.calls import Ran
+from replay.traffic import Evidence, Judged
 
-#: ``proved``: every held-out request ran and built nothing. ``failed``: one built or did not run, or the file does not
-#: load. ``self-check``: nothing was judged but the records themselves. ``ran``: all ran, builds could not be counted.
+#: ``proved``: every held-out request ran and built nothing, and every signature of production is judged, covered by a
+#: record, or refused by the model. ``failed``: one built or did not run, or the file does not load. ``self-check``:
+#: nothing was judged but the records themselves. ``ran``: all ran, builds could not be counted.
 Verdict = Literal["proved", "failed", "self-check", "ran"]
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """A request that a file is judged by. ``group`` names what shares an executor on this model version."""
-
-    signature: WireSignature
-    group: str
-    body: bytes
-    byte_identical: bool = False
 
 
 @dataclass(slots=True)
@@ -61,40 +53,54 @@ def _milliseconds(seconds: float | None) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The verdict and, in sentences, why it is not ``proved``."""
+    """The verdict and, in sentences, why it is not ``proved``; ``notes`` are what it does not speak of."""
 
     verdict: Verdict
     reasons: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
-def decide(
-    judged: Sequence[Judged],
-    warm: Pass,
-    records: Mapping[str, WireSignature],
-    explain: Callable[[WireSignature], str] | None = None,
-) -> Decision:
-    """Judge the warm pass. ``records`` are the signatures in the file; a failure is explained by the nearest one."""
+def decide(evidence: Evidence, warm: Pass, records: Mapping[str, WireSignature], *, unreadable: str = "") -> Decision:
+    """Judge the warm pass. ``records`` are the signatures in the file, by which a failure is explained; ``unreadable``
+    says why they could not all be listed."""
     if warm.load_error:
         return Decision("failed", (f"the server would not load this model: {warm.load_error}",))
-    reasons = []
-    for one, ran in zip(judged, warm.results, strict=True):
-        if not ran.ok:
+    reasons, notes = [], []
+    if unreadable:
+        reasons.append(f"the server reads the file only in part, and does not say so: {unreadable}")
+    for one, ran in zip(evidence.judged, warm.results, strict=True):
+        if not ran.ok and not one.proven:
+            # Production never saw it succeed either: no record can warm it up.
+            notes.append(f"{one.signature}: not judged, it fails by itself: {ran.message}")
+        elif not ran.ok:
             reasons.append(f"{one.signature}: did not run: {ran.message}")
         elif ran.builds:
-            text = explain(one.signature) if explain is not None else explanation(one.signature, records)
-            reasons.append(f"{one.signature}: built {ran.builds} graph{'s' if ran.builds > 1 else ''}; {text}")
+            graphs = f"{ran.builds} graph{'s' if ran.builds > 1 else ''}"
+            reasons.append(f"{one.signature}: built {graphs}; {explanation(one.signature, records)}")
+    for signature, calls in evidence.missing:
+        reasons.append(f"{signature}: {calls} calls in production, in no record, and no request of it is stored")
+    if evidence.unreadable:
+        reasons.append(f"{evidence.unreadable} held-out requests cannot be read as requests of this model")
+    for signature, (why, count) in evidence.refused.items():
+        notes.append(f"{signature}: not judged, this model refuses it ({why}); {count} held-out requests")
+    # One line for each signature: the second request of it tells nothing new.
+    return Decision(*_verdict(evidence, warm, tuple(dict.fromkeys(reasons))), notes=tuple(dict.fromkeys(notes)))
+
+
+def _verdict(evidence: Evidence, warm: Pass, reasons: tuple[str, ...]) -> tuple[Verdict, tuple[str, ...]]:
     if reasons:
-        # One line for each signature: the second request of it tells nothing new.
-        return Decision("failed", tuple(dict.fromkeys(reasons)))
-    if not judged:
-        return Decision(
-            "self-check", ("there is no held-out request to judge by: only the records themselves were run",)
-        )
-    if all(one.byte_identical for one in judged):
-        return Decision("self-check", ("every held-out request is byte-identical to a record",))
+        return "failed", reasons
+    held_out = [one for one in evidence.judged if one.held_out]
+    if not held_out:
+        refused = sum(count for _, count in evidence.refused.values())
+        if refused:
+            return "self-check", (f"none of the {refused} held-out requests is one that this model takes",)
+        return "self-check", ("there is no held-out request to judge by: only the records themselves were run",)
+    if all(one.byte_identical for one in held_out):
+        return "self-check", ("every held-out request is byte-identical to a record",)
     if any(ran.builds is None for ran in warm.results):
-        return Decision("ran", ("graph builds cannot be counted without the C++ executor",))
-    return Decision("proved", ())
+        return "ran", ("graph builds cannot be counted without the C++ executor",)
+    return "proved", ()
 
 
 def explanation(signature: WireSignature, records: Mapping[str, WireSignature]) -> str:

@@ -6,26 +6,24 @@ Requests run one at a time, so that each build belongs to one of them.
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from capture.dialects.base import Dialect, Route, Unreadable
-from capture.dialects.table import DIALECTS
-from capture.export.tfrecord import TFRecordError, read_records, strip_version
+from capture.export.tfrecord import TFRecordError, read_records
 from capture.schema import messages
-from capture.schema.wire import WireError
-from capture.signature import Misfit, SignatureDef, WireSignature, executor_key
-from capture.store.base import HeldOut, RecordKey
+from capture.signature import SignatureDef, WireSignature
 from replay.calls import CALLERS, Caller, run_counted, signature_defs
 from replay.executor.api import Executor
 from replay.executor.session import open_executor
 from replay.host_warmup import WarmupError
-from replay.verdict import Decision, Judged, Pass, decide, figures
+from replay.traffic import Evidence, Judged, read_signature
+from replay.verdict import Decision, Pass, decide, figures
 
 #: A group that was judged by one request is run this many times more, to know its steady latency.
 REPEATS = 2
@@ -33,13 +31,21 @@ REPEATS = 2
 
 @dataclass(frozen=True, slots=True)
 class WarmupFile:
-    """A warm-up file as it is: its path, the requests in it, and their signatures by digest. ``unreadable`` says why
-    its records could not be listed; the server decides what that means when the file is applied."""
+    """A warm-up file, read once: everything that is said of it is said of these bytes. ``requests`` are those that
+    could be listed, ``signatures`` theirs by digest, ``records`` the number of records of any kind; ``unreadable`` says
+    why the list ends early."""
 
     path: Path
+    data: bytes
     requests: tuple[bytes, ...]
     signatures: dict[str, WireSignature]
+    records: int
     unreadable: str = ""
+
+    @property
+    def sha256(self) -> str:
+        """Of the file's bytes, hexadecimal."""
+        return hashlib.sha256(self.data).hexdigest()
 
 
 @dataclass(slots=True)
@@ -50,27 +56,46 @@ class Report:
     level: str
     tensorflow: str
     note: str
-    judged: list[Judged]
+    model: str
+    saved_model: Path
+    saved_model_sha256: str
+    warmup: WarmupFile
+    evidence: Evidence
     cold: Pass
     warm: Pass
-    records: int
-    not_fitting: list[tuple[WireSignature, str]]
 
     def summary(self) -> dict[str, Any]:
         """Plain data for JSON."""
+        evidence, judged = self.evidence, self.evidence.judged
+        held_out = [one for one in judged if one.held_out]
+        refused = sum(count for _, count in evidence.refused.values())
         return {
             "verdict": self.decision.verdict,
             "level": self.level,
             "tensorflow": self.tensorflow,
             "note": self.note,
+            "model": self.model,
+            "saved_model": f"{self.saved_model.resolve().parent.name}/{self.saved_model.resolve().name}",
+            "saved_model_sha256": self.saved_model_sha256,
+            "warmup_sha256": self.warmup.sha256,
             "reasons": list(self.decision.reasons),
-            "records": self.records,
-            "held_out_requests": len(self.judged),
-            "byte_identical": sum(one.byte_identical for one in self.judged),
-            "not_fitting": [{"line": str(signature), "reason": why} for signature, why in self.not_fitting],
-            "executor_keys": len({one.group for one in self.judged}),
-            "cold": figures(self.judged, self.cold),
-            "warm": figures(self.judged, self.warm)
+            "notes": list(self.decision.notes),
+            "records": self.warmup.records,
+            "held_out_requests": len(held_out),
+            "held_out_refused": refused,
+            "held_out_unreadable": evidence.unreadable,
+            "held_out_from": evidence.oldest,
+            "held_out_to": evidence.newest,
+            "samples_judged": len(judged) - len(held_out),
+            "judged_by_record_only": evidence.by_record_only,
+            "byte_identical": sum(one.byte_identical for one in judged),
+            "not_fitting": [
+                {"line": str(signature), "reason": why, "held_out_requests": count}
+                for signature, (why, count) in evidence.refused.items()
+            ],
+            "executor_keys": len({one.group for one in judged}),
+            "cold": figures(judged, self.cold),
+            "warm": figures(judged, self.warm)
             | {"warmup_seconds": round(self.warm.warmup_seconds, 3), "warmup_builds": self.warm.warmup_builds},
         }
 
@@ -79,12 +104,15 @@ def read_warmup_file(path: Path, family: str, model: str) -> WarmupFile:
     """List what is in a warm-up file. Raises OSError."""
     data = path.read_bytes()
     requests: list[bytes] = []
+    records = 0
     unreadable = ""
     if family == "eas":
         requests.append(data)
+        records = 1
     else:
         try:
             for record in read_records(data):
+                records += 1
                 log = messages.PredictionLog.FromString(record)
                 if log.WhichOneof("log_type") == "predict_log":
                     requests.append(messages.PredictLog.FromString(log.predict_log).request)
@@ -92,95 +120,54 @@ def read_warmup_file(path: Path, family: str, model: str) -> WarmupFile:
             unreadable = str(error)
     signatures = {}
     for request in requests:
-        signature = _signature(family, model, request)
+        signature = read_signature(family, model, request)
         if signature is not None:
             signatures[signature.digest] = signature
-    return WarmupFile(path, tuple(requests), signatures, unreadable)
+    return WarmupFile(path, data, tuple(requests), signatures, records, unreadable)
 
 
 def verify(
     saved_model: Path,
     family: str,
-    warmup: WarmupFile | None,
-    held_out: Iterable[tuple[RecordKey, HeldOut]],
+    warmup: WarmupFile,
+    evidence_for: Callable[[Mapping[str, SignatureDef]], Evidence],
     *,
     model: str,
     warmup_count: int,
 ) -> Report:
-    """Judge ``warmup`` (None: no file) by ``held_out`` on the model in ``saved_model``. Raises ExecutorError if the
-    model cannot be loaded."""
+    """Judge ``warmup`` on the model in ``saved_model`` by what ``evidence_for`` gathers for its SignatureDefs. Raises
+    ExecutorError if the model cannot be loaded."""
     executor = open_executor(saved_model)
     try:
-        judged, not_fitting = _judged(family, model, warmup, held_out, signature_defs(executor))
+        fingerprint = _fingerprint(saved_model)
+        evidence = evidence_for(signature_defs(executor))
         level, version, note = executor.level, executor.tensorflow_version, executor.note
-        cold = _replay(executor, CALLERS[family](executor), judged)
+        cold = _replay(executor, CALLERS[family](executor), evidence.judged)
     finally:
         executor.close()
     # A session of its own: the cold one has built everything.
     executor = open_executor(saved_model)
     try:
         caller = CALLERS[family](executor)
-        warm = Pass()
-        if warmup is not None:
-            warm = _warm_up(executor, caller, warmup, warmup_count)
+        warm = _warm_up(executor, caller, warmup, warmup_count)
         if not warm.load_error:
-            done = _replay(executor, caller, judged)
+            done = _replay(executor, caller, evidence.judged)
             warm.results, warm.repeats = done.results, done.repeats
     finally:
         executor.close()
-    decision = decide(judged, warm, warmup.signatures if warmup is not None else {})
-    records = len(warmup.requests) if warmup is not None else 0
-    return Report(decision, level, version, note, judged, cold, warm, records, not_fitting)
+    decision = decide(evidence, warm, warmup.signatures, unreadable=warmup.unreadable)
+    return Report(
+        decision, level, version, note, model, saved_model, fingerprint, warmup, evidence, cold, warm
+    )  # fmt: skip
 
 
-def _judged(
-    family: str,
-    model: str,
-    warmup: WarmupFile | None,
-    held_out: Iterable[tuple[RecordKey, HeldOut]],
-    defs: dict[str, SignatureDef],
-) -> tuple[list[Judged], list[tuple[WireSignature, str]]]:
-    """The held-out requests that this model takes, oldest first, and those that it would refuse."""
-    recorded = {_comparable(family, request) for request in warmup.requests} if warmup is not None else set()
-    judged: list[Judged] = []
-    not_fitting: dict[WireSignature, str] = {}
-    for _, held in held_out:
-        body = held.sample.body
-        signature = _signature(family, model, body)
-        if signature is None:
-            continue
-        try:
-            group = str(executor_key(signature, defs))
-        except Misfit as misfit:
-            not_fitting[signature] = str(misfit)
-        else:
-            judged.append(Judged(signature, group, body, _comparable(family, body) in recorded))
-    return judged, list(not_fitting.items())
-
-
-def _comparable(family: str, body: bytes) -> bytes:
-    """The bytes by which a held-out request and a record are the same one."""
-    if family != "tfserving":
-        return body
+def _fingerprint(saved_model: Path) -> str:
+    """SHA-256 of saved_model.pb; empty for a model in another form."""
     try:
-        return strip_version(body)
-    except WireError:
-        return body
-
-
-def _dialect(family: str) -> Dialect:
-    return next(dialect for dialect in DIALECTS if dialect.family == family)
-
-
-def _signature(family: str, model: str, body: bytes) -> WireSignature | None:
-    """The wire signature of a request body; None if it is not one."""
-    dialect = _dialect(family)
-    try:
-        return dialect.read(
-            Route(dialect, "Predict" if family == "tfserving" else "predict", model, ""), body
-        ).signature
-    except Unreadable:
-        return None
+        with (saved_model / "saved_model.pb").open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return ""
 
 
 def _warm_up(executor: Executor, caller: Caller, warmup: WarmupFile, count: int) -> Pass:
@@ -188,7 +175,7 @@ def _warm_up(executor: Executor, caller: Caller, warmup: WarmupFile, count: int)
     before = executor.builds()
     start = time.perf_counter()
     try:
-        caller.warm_up(warmup.path, count)
+        caller.warm_up(warmup.data, warmup.path, count)
     except WarmupError as error:
         done.load_error = str(error)
     done.warmup_seconds = time.perf_counter() - start

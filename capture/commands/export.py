@@ -90,7 +90,7 @@ def run(
         fitted=saved_model is not None,
         selection=selection,
         files=files if form.directory else [OutFile(out.name, files[0].data)],
-        calls=covered_calls(selection, rows, form.family),
+        calls=covered_calls(selection, rows, form),
         counters=source.counters(),
         proof={"level": "none"},
     )

@@ -65,6 +65,8 @@ class Format(Protocol):
     directory: bool
     #: Records that one file may hold; None for no bound.
     max_records: int | None
+    #: How many of the files a server loads; None for all.
+    loads: int | None
     #: A sentence for the manifest about how the server uses these files; may be empty.
     note: str
 

@@ -20,6 +20,7 @@ class EasBinFormat:
     family = "eas"
     directory = True
     max_records: int | None = None
+    loads: int | None = 1
     note = (
         "EAS documents one file per service as warm_up_data_path: the first record, the most used, is the one to name "
         "there; the other signatures build on their first request unless they are replayed before traffic"

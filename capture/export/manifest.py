@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -37,17 +37,31 @@ def losses(counters: Mapping[str, int]) -> dict[str, int]:
     return {name: counters.get(name, 0) for name in _LOSSES}
 
 
-def covered_calls(selection: Selection, rows: Iterable[StoredSignature], family: str) -> tuple[int, int]:
-    """(calls whose wire signature is in the file, or shares an executor key with one that is; all calls seen)."""
-    inside = {record.key.digest for record in selection.records}
-    for record in selection.records:
-        inside.update(record.covers)
-    covered = total = 0
+class Calls(NamedTuple):
+    """Calls of production: ``covered`` by the files that a server loads, ``in_files`` by all files of the export,
+    ``seen`` in all."""
+
+    covered: int
+    in_files: int
+    seen: int
+
+
+def covered_calls(selection: Selection, rows: Iterable[StoredSignature], form: Format) -> Calls:
+    """Count by wire signature: those of the records, and those that share an executor key with one."""
+    inside: set[str] = set()
+    loaded: set[str] = set()
+    for place, record in enumerate(selection.records):
+        digests = {record.key.digest, *record.covers}
+        inside |= digests
+        if form.loads is None or place < form.loads:
+            loaded |= digests
+    covered = in_files = seen = 0
     for row in rows:
-        if row.key.owner.family == family:
-            total += row.hits
-            covered += row.hits if row.key.digest in inside else 0
-    return covered, total
+        if row.key.owner.family == form.family:
+            seen += row.hits
+            in_files += row.hits if row.key.digest in inside else 0
+            covered += row.hits if row.key.digest in loaded else 0
+    return Calls(covered, in_files, seen)
 
 
 def manifest(
@@ -60,13 +74,12 @@ def manifest(
     fitted: bool,
     selection: Selection,
     files: list[OutFile],
-    calls: tuple[int, int],
+    calls: Calls,
     counters: Mapping[str, int],
     proof: Mapping[str, Any],
 ) -> bytes:
-    """The manifest as indented JSON. ``calls`` is what :func:`covered_calls` returns; ``proof`` says what was run:
+    """The manifest as indented JSON. ``proof`` says what was run:
     ``{"level": "none"}``, or the level with TensorFlow's version and figures."""
-    covered, total = calls
     value = {
         "manifest_version": MANIFEST_VERSION,
         "warmtap": warmtap,
@@ -78,9 +91,10 @@ def manifest(
         "note": form.note,
         "proof": dict(proof),
         "coverage": {
-            "calls_covered": covered,
-            "calls_seen": total,
-            "share": covered / total if total else None,
+            "calls_covered": calls.covered,
+            "calls_in_files": calls.in_files,
+            "calls_seen": calls.seen,
+            "share": calls.covered / calls.seen if calls.seen else None,
             "condition": "if traffic stays like what was seen; losses below count as not covered",
         },
         "losses": losses(counters),
@@ -111,14 +125,40 @@ def manifest(
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
-def with_proof(described: bytes, file: bytes, proof: Mapping[str, Any]) -> bytes | None:
-    """The manifest with another ``proof``; None if it is no manifest, or not of a file with these bytes."""
-    try:
-        value = msgspec.json.decode(described)
-        hashes = {entry["sha256"] for entry in value["files"]}
-    except (msgspec.MsgspecError, KeyError, TypeError):
+def with_proof(described: bytes, sha256: str, proof: Mapping[str, Any]) -> bytes | None:
+    """The manifest with a ``proof`` of the file that has this SHA-256: of the whole export where that is its only file,
+    otherwise in the file's own entry. None if these bytes are no manifest of such a file."""
+    entries = own_files(described)
+    if entries is None or sha256 not in entries.values():
         return None
-    if hashlib.sha256(file).hexdigest() not in hashes:
-        return None
-    value["proof"] = dict(proof)
+    value = msgspec.json.decode(described)
+    if len(entries) == 1:
+        value["proof"] = dict(proof)
+    else:
+        for entry in value["files"]:
+            if entry["sha256"] == sha256:
+                entry["proof"] = dict(proof)
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+
+
+def own_files(described: bytes) -> dict[str, str] | None:
+    """SHA-256 by name of the files that a manifest of warmtap lists, plain names only; None if it is none."""
+    try:
+        found = msgspec.json.decode(described, type=_Listed)
+    except msgspec.MsgspecError:
+        return None
+    if found.manifest_version != MANIFEST_VERSION or not found.warmtap:
+        return None
+    names = {entry.name: entry.sha256 for entry in found.files}
+    return {name: sha for name, sha in names.items() if "/" not in name and name not in ("", ".", "..", MANIFEST_NAME)}
+
+
+class _Entry(msgspec.Struct):
+    name: str
+    sha256: str
+
+
+class _Listed(msgspec.Struct):
+    manifest_version: int
+    warmtap: str
+    files: list[_Entry]

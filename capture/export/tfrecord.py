@@ -99,6 +99,7 @@ class TFRecordFormat:
     family = "tfserving"
     directory = False
     max_records: int | None = MAX_RECORDS
+    loads: int | None = None
     note = f"TF Serving reads it as <version directory>/{WARMUP_PATH} when it loads the version"
 
     def write(self, records: list[tuple[Record, Sample]]) -> list[OutFile]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,11 +16,30 @@ from capture.export.files import write_atomically
 from capture.export.manifest import MANIFEST_NAME, MANIFEST_SUFFIX, with_proof
 from capture.export.table import FORMATS
 from capture.export.tfrecord import WARMUP_PATH
+from capture.signature import SignatureDef
 from capture.store.base import Store, open_store
-from replay.verdict import Judged, Pass
+from replay.traffic import Evidence, Judged, gather
+from replay.verdict import Pass
 from replay.verify import Report, read_warmup_file
 from replay.verify import verify as run_verify
 
+#: What a manifest is told of a verification.
+_PROOF = (
+    "verdict",
+    "level",
+    "tensorflow",
+    "model",
+    "saved_model",
+    "saved_model_sha256",
+    "held_out_requests",
+    "held_out_refused",
+    "held_out_from",
+    "held_out_to",
+    "samples_judged",
+    "judged_by_record_only",
+    "byte_identical",
+    "executor_keys",
+)
 #: Exit codes: the file is proved; it is not; there is nothing usable to judge.
 PROVED, NOT_PROVED, UNUSABLE = 0, 1, 2
 
@@ -79,39 +99,62 @@ def _run(
             file = read_warmup_file(warmup, family, model)
         except OSError as error:
             raise UserError(f"{warmup}: {error.strerror}; name the warm-up file with --warmup") from None
-        held_out = (item for item in source.held_out(model) if item[0].owner.family == family)
+        rows = [row for row in source.signatures(model) if row.key.owner.family == family]
+        if not rows:
+            known = ", ".join(_models(source, family)) or "none"
+            raise UserError(f"store {traffic}: nothing captured of model {model}; of {family} it has: {known}")
+
+        def evidence_for(defs: Mapping[str, SignatureDef]) -> Evidence:
+            return gather(
+                family,
+                model,
+                defs,
+                records=file.requests,
+                recorded=file.signatures.values(),
+                held_out=(item for item in source.held_out(model) if item[0].owner.family == family),
+                signatures=rows,
+                sample=source.sample,
+            )
+
         report = run_verify(
             saved_model,
             family,
             file,
-            held_out,
+            evidence_for,
             model=model,
             warmup_count=1 if family == "tfserving" else warm_up_count,
         )
     finally:
         source.close()
-    summary = report.summary()
-    told = ("level", "verdict", "tensorflow", "held_out_requests", "byte_identical", "executor_keys")
-    _tell_manifest(warmup, {key: summary[key] for key in told})
+    if warmup.read_bytes() != file.data:
+        raise UserError(f"{warmup}: was replaced while it was judged; run verify again")
+    _tell_manifest(report)
     return report
 
 
-def _tell_manifest(warmup: Path, proof: dict[str, Any]) -> None:
-    """Write what was proved into the manifest beside the file, if there is one and it may be written."""
-    for path in (warmup.with_name(warmup.name + MANIFEST_SUFFIX), warmup.with_name(MANIFEST_NAME)):
+def _tell_manifest(report: Report) -> None:
+    """Write what was proved into the manifest beside the file, if there is one of these very bytes."""
+    summary = report.summary()
+    proof = {key: summary[key] for key in _PROOF}
+    path = report.warmup.path
+    for beside in (path.with_name(path.name + MANIFEST_SUFFIX), path.with_name(MANIFEST_NAME)):
         try:
-            told = with_proof(path.read_bytes(), warmup.read_bytes(), proof)
+            told = with_proof(beside.read_bytes(), report.warmup.sha256, proof)
             if told is not None:
-                write_atomically(path, told, check=lambda _: None, mode=path.stat().st_mode & 0o777)
+                write_atomically(beside, told, check=lambda _: None, mode=beside.stat().st_mode & 0o777)
                 return
         except FileNotFoundError:
             continue
         except OSError as error:
-            typer.echo(f"note: {path}: not updated: {error.strerror}", err=True)
+            typer.echo(f"note: {beside}: not updated: {error.strerror}", err=True)
+
+
+def _models(source: Store, family: str) -> list[str]:
+    return sorted({row.key.owner.model for row in source.signatures() if row.key.owner.family == family})
 
 
 def _only_model(source: Store, family: str, traffic: str) -> str:
-    models = sorted({row.key.owner.model for row in source.signatures() if row.key.owner.family == family})
+    models = _models(source, family)
     if len(models) == 1:
         return models[0]
     if not models:
@@ -121,8 +164,8 @@ def _only_model(source: Store, family: str, traffic: str) -> str:
 
 def _print(report: Report) -> None:
     rows = []
-    for group, places in _groups(report.judged).items():
-        first = report.judged[places[0]]
+    for group, places in _groups(report.evidence.judged).items():
+        first = report.evidence.judged[places[0]]
         rows.append(
             (
                 first.signature.digest[:15],
@@ -135,7 +178,7 @@ def _print(report: Report) -> None:
     print_table(
         (
             "SIGNATURE",
-            "HELD OUT",
+            "JUDGED BY",
             "COLD BUILDS",
             "FIRST MS",
             "STEADY MS",
@@ -145,19 +188,23 @@ def _print(report: Report) -> None:
             "LINE",
         ),
         rows,
-        right=frozenset({"HELD OUT", "COLD BUILDS", "FIRST MS", "STEADY MS", "WARM BUILDS"}),
+        right=frozenset({"JUDGED BY", "COLD BUILDS", "FIRST MS", "STEADY MS", "WARM BUILDS"}),
     )
-    for signature, reason in report.not_fitting:
-        print(f"not judged, this model refuses it: {printable(str(signature))}: {printable(reason)}")
+    for note in report.decision.notes:
+        print(f"note: {printable(note)}")
     for reason in report.decision.reasons:
         print(f"{report.decision.verdict}: {printable(reason)}")
     if report.note:
         print(f"note: {report.note}")
     summary = report.summary()
+    stored = summary["held_out_requests"] + summary["held_out_refused"] + summary["held_out_unreadable"]
     print(
-        f"verdict: {report.decision.verdict} at level {report.level} (TensorFlow {report.tensorflow}):"
-        f" {summary['held_out_requests']} held-out requests ({summary['byte_identical']} byte-identical to a record),"
-        f" {summary['executor_keys']} executor keys, {summary['records']} records;"
+        f"verdict: {report.decision.verdict} at level {report.level} (TensorFlow {report.tensorflow})"
+        f" for {printable(report.model)} on {summary['saved_model']}:"
+        f" {summary['held_out_requests']} of {stored} held-out requests judged"
+        f" ({summary['byte_identical']} byte-identical to a record), {summary['held_out_refused']} refused by it,"
+        f" {summary['executor_keys']} executor keys, {summary['records']} records"
+        f" ({summary['judged_by_record_only']} executors judged by their record alone);"
         f" builds cold {_count(summary['cold'])}, warm {_count(summary['warm'])}"
     )
 

@@ -6,7 +6,8 @@ import pytest
 
 from capture.signature import WireSignature
 from replay.calls import Ran
-from replay.verdict import Judged, Pass, decide, explanation, figures
+from replay.traffic import Evidence, Judged
+from replay.verdict import Pass, decide, explanation, figures
 from tests.support.stores import signature
 
 A, B = signature(["a"]), signature(["a", "model_version_id"])
@@ -22,7 +23,7 @@ def ran(builds: int | None = 0, *, seconds: float = 0.001, error: str = "") -> R
 
 
 def verdict(*cases: tuple[Judged, Ran], **done: Any) -> tuple[str, tuple[str, ...]]:
-    found = decide([one for one, _ in cases], Pass([result for _, result in cases], **done), FILE)
+    found = decide(Evidence([one for one, _ in cases]), Pass([result for _, result in cases], **done), FILE)
     return found.verdict, found.reasons
 
 
@@ -54,7 +55,7 @@ def test_a_file_that_does_not_load() -> None:
         "failed",
         ("the server would not load this model: corrupted record at 0",),
     )
-    found = decide([judged()], Pass(load_error="x"), FILE)
+    found = decide(Evidence([judged()]), Pass(load_error="x"), FILE)
     assert found.verdict == "failed"
 
 
@@ -69,6 +70,47 @@ def test_without_counted_builds_it_only_ran() -> None:
     kind, reasons = verdict((judged(), ran(None)))
     assert kind == "ran"
     assert "cannot be counted" in reasons[0]
+
+
+def test_a_signature_that_nothing_judges_and_no_record_covers_fails_it() -> None:
+    found = decide(Evidence([judged()], missing=[(B, 900)]), Pass([ran()]), FILE)
+    assert found.verdict == "failed"
+    assert found.reasons == (f"{B}: 900 calls in production, in no record, and no request of it is stored",)
+
+
+def test_held_out_requests_that_cannot_be_read_fail_it() -> None:
+    found = decide(Evidence([judged()], unreadable=2), Pass([ran()]), FILE)
+    assert found.verdict == "failed"
+    assert found.reasons == ("2 held-out requests cannot be read as requests of this model",)
+
+
+def test_a_file_that_the_server_reads_in_part_fails_it() -> None:
+    found = decide(Evidence([judged()]), Pass([ran()]), FILE, unreadable="corrupted record at byte 90")
+    assert found.verdict == "failed"
+    assert "corrupted record at byte 90" in found.reasons[0]
+
+
+def test_what_the_model_refuses_is_told_and_is_no_judge() -> None:
+    found = decide(Evidence([judged()], refused={B: ("no output a", 3)}), Pass([ran()]), FILE)
+    assert found.verdict == "proved"
+    assert found.notes == (f"{B}: not judged, this model refuses it (no output a); 3 held-out requests",)
+    alone = decide(Evidence(refused={B: ("no output a", 3)}), Pass(), FILE)
+    assert alone.verdict == "self-check"
+    assert alone.reasons == ("none of the 3 held-out requests is one that this model takes",)
+
+
+def test_a_sample_judges_only_beside_held_out_requests() -> None:
+    sample = Judged(B, "h", b"body", held_out=False)
+    assert decide(Evidence([sample]), Pass([ran()]), FILE).verdict == "self-check"
+    assert decide(Evidence([judged(), sample]), Pass([ran(), ran()]), FILE).verdict == "proved"
+    assert decide(Evidence([judged(), sample]), Pass([ran(), ran(1)]), FILE).verdict == "failed"
+
+
+def test_a_request_that_never_succeeded_may_fail() -> None:
+    hopeless = Judged(B, "h", b"body", held_out=False, proven=False)
+    found = decide(Evidence([judged(), hopeless]), Pass([ran(), ran(1, error="boom")]), FILE)
+    assert found.verdict == "proved"
+    assert found.notes == (f"{B}: not judged, it fails by itself: boom",)
 
 
 def test_explanations() -> None:

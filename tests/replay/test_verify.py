@@ -3,6 +3,7 @@ than was run."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -84,8 +85,10 @@ def test_the_right_file_is_proved(edge: Path, tmp_path: Path, warmup: Path) -> N
     assert found["warm"]["warmup_builds"] == 3
     # What was proved stands in the manifest of exactly this file.
     manifest = json.loads(warmup.with_name(warmup.name + MANIFEST_SUFFIX).read_bytes())
-    assert manifest["proof"]["verdict"] == "proved"
-    assert manifest["proof"]["level"] == "executor"
+    proof = manifest["proof"]
+    assert (proof["verdict"], proof["level"], proof["model"]) == ("proved", "executor", "edge")
+    assert proof["saved_model"] == "edge/1"
+    assert proof["saved_model_sha256"] == hashlib.sha256((edge / "saved_model.pb").read_bytes()).hexdigest()
 
 
 def test_a_missing_record_is_named(edge: Path, tmp_path: Path, warmup: Path) -> None:
@@ -138,11 +141,48 @@ def test_a_file_that_fails_the_load_is_not_proved(edge: Path, tmp_path: Path, wa
     assert "the server would not load this model: DATA_LOSS" in found["reasons"][0]
 
 
-def test_requests_that_the_model_refuses_are_set_aside(edge: Path, tmp_path: Path, warmup: Path) -> None:
+def test_requests_that_the_model_refuses_are_set_aside_and_counted(edge: Path, tmp_path: Path, warmup: Path) -> None:
     store = fill(tmp_path / "store", "tfserving", SENT, [*HELD, tfserving(["gone"])])
     status, found = verify(edge, store, "--warmup", str(exported(store, warmup, edge)))
     assert (status, found["verdict"]) == (0, "proved")
-    assert [one["reason"] for one in found["not_fitting"]] == ["no output gone"]
+    assert found["held_out_refused"] == 1
+    (refused,) = found["not_fitting"]
+    assert (refused["reason"], refused["held_out_requests"]) == ("no output gone", 1)
+
+
+def test_a_signature_of_production_that_is_neither_judged_nor_recorded_is_run(
+    edge: Path, tmp_path: Path, warmup: Path
+) -> None:
+    """It has a stored sample and no held-out request, and the file is of a time before it."""
+    earlier = fill(tmp_path / "earlier", "tfserving", SENT[:1], [])
+    exported(earlier, warmup, edge)
+    store = fill(tmp_path / "store", "tfserving", SENT[:2], HELD[:1])
+    status, found = verify(edge, store, "--warmup", str(warmup))
+    assert (status, found["verdict"]) == (1, "failed")
+    assert found["samples_judged"] == 1
+    assert "(x) -> (double, sum): built 1 graph" in found["reasons"][0]
+
+
+def test_a_file_that_is_replaced_meanwhile_is_not_judged(
+    edge: Path, tmp_path: Path, warmup: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from capture.errors import UserError
+    from replay.commands import verify as command
+
+    store = fill(tmp_path / "store", "tfserving", SENT, HELD)
+    exported(store, warmup, edge)
+    true = command.run_verify
+
+    def replaced(*values: Any, **named: Any) -> Any:
+        report = true(*values, **named)
+        export("tfrecord", "edge", warmup, store=str(store), saved_model=edge, limit=1)
+        return report
+
+    monkeypatch.setattr(command, "run_verify", replaced)
+    with pytest.raises(UserError, match="was replaced while it was judged"):
+        command._run(edge, warmup, str(store), None, None, 5)
+    manifest = json.loads(warmup.with_name(warmup.name + MANIFEST_SUFFIX).read_bytes())
+    assert manifest["proof"] == {"level": "none"}
 
 
 def test_without_the_executor_it_claims_no_more_than_that_all_ran(
@@ -186,6 +226,7 @@ def test_eas_has_one_file_and_says_what_it_does_not_warm(edge: Path, tmp_path: P
         (["--model", "other", "--format", "eas-bin"], "--warmup is needed"),
         (["--format", "zip"], "--format zip: no such format"),
         (["--saved-model", "nothing"], "nothing"),
+        (["--model", "rank"], "nothing captured of model rank; of tfserving it has: edge"),
     ],
 )
 def test_what_cannot_be_judged_is_one_line_and_exit_code_2(
@@ -194,7 +235,7 @@ def test_what_cannot_be_judged_is_one_line_and_exit_code_2(
     store = fill(tmp_path / "store", "tfserving", SENT, HELD)
     exported(store, warmup, edge)
     given = {"--saved-model": str(edge), "--traffic": str(store), "--warmup": str(warmup)}
-    if arguments[0] == "--model":
+    if "eas-bin" in arguments:
         del given["--warmup"]
     given |= dict(zip(arguments[::2], arguments[1::2], strict=True))
     done = capture("verify", *(word for pair in given.items() for word in pair))

@@ -1,0 +1,141 @@
+"""What production sent, as a verification uses it: which requests judge a file, and which signatures nothing judges.
+
+Pure: the store is read by the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from capture.dialects.base import Dialect, Route, Unreadable
+from capture.dialects.table import DIALECTS
+from capture.export.tfrecord import strip_version
+from capture.schema.wire import WireError
+from capture.signature import Misfit, SignatureDef, WireSignature, executor_key
+from capture.store.base import HeldOut, RecordKey, Sample, StoredSignature
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A request that a file is judged by. ``group`` names what shares an executor on this model version. ``held_out``
+    is False for a stored sample, used where a signature that the file does not cover has no held-out request;
+    ``proven`` says whether production saw such a request succeed."""
+
+    signature: WireSignature
+    group: str
+    body: bytes
+    byte_identical: bool = False
+    held_out: bool = True
+    proven: bool = True
+
+
+@dataclass(slots=True)
+class Evidence:
+    """What a file is judged by, and what cannot be judged. ``refused`` maps a signature that this model would refuse to
+    the reason and its held-out requests; ``unreadable`` counts held-out requests that cannot be read; ``missing`` are
+    signatures that production used, that no record covers and of which no request is stored, with their calls;
+    ``by_record_only`` counts signatures in the file that no held-out request judges. Times are seconds since the
+    epoch."""
+
+    judged: list[Judged] = field(default_factory=list)
+    refused: dict[WireSignature, tuple[str, int]] = field(default_factory=dict)
+    unreadable: int = 0
+    missing: list[tuple[WireSignature, int]] = field(default_factory=list)
+    by_record_only: int = 0
+    oldest: float | None = None
+    newest: float | None = None
+
+
+def read_signature(family: str, model: str, body: bytes) -> WireSignature | None:
+    """The wire signature of a request body; None if it is not one."""
+    dialect = _dialect(family)
+    method = "Predict" if family == "tfserving" else "predict"
+    try:
+        return dialect.read(Route(dialect, method, model, ""), body).signature
+    except Unreadable:
+        return None
+
+
+def _dialect(family: str) -> Dialect:
+    return next(dialect for dialect in DIALECTS if dialect.family == family)
+
+
+def comparable(family: str, body: bytes) -> bytes:
+    """The bytes by which a held-out request and a record are the same one."""
+    if family != "tfserving":
+        return body
+    try:
+        return strip_version(body)
+    except WireError:
+        return body
+
+
+def gather(
+    family: str,
+    model: str,
+    defs: Mapping[str, SignatureDef],
+    *,
+    records: Iterable[bytes],
+    recorded: Iterable[WireSignature],
+    held_out: Iterable[tuple[RecordKey, HeldOut]],
+    signatures: Iterable[StoredSignature],
+    sample: Callable[[RecordKey], Sample | None],
+) -> Evidence:
+    """Sort production's requests by what they can say about a file with these ``records``, whose signatures are
+    ``recorded``, on a model with these SignatureDefs. Every signature that production used is accounted for: it is
+    judged, covered by a record, refused by the model, or missing."""
+    found = Evidence()
+    same = {comparable(family, record) for record in records}
+    for _, held in held_out:
+        at = held.sample.captured_at
+        found.oldest = at if found.oldest is None else min(at, found.oldest)
+        found.newest = at if found.newest is None else max(at, found.newest)
+        signature = read_signature(family, model, held.sample.body)
+        if signature is None:
+            found.unreadable += 1
+            continue
+        try:
+            group = str(executor_key(signature, defs))
+        except Misfit as misfit:
+            found.refused[signature] = (str(misfit), found.refused.get(signature, ("", 0))[1] + 1)
+            continue
+        identical = comparable(family, held.sample.body) in same
+        found.judged.append(Judged(signature, group, held.sample.body, identical))
+    covered = _groups(recorded, defs)
+    judged = {one.group for one in found.judged}
+    found.by_record_only = len(covered - judged)
+    for signature, rows in _by_digest(signatures).items():
+        try:
+            group = str(executor_key(signature, defs))
+        except Misfit as misfit:
+            found.refused.setdefault(signature, (str(misfit), 0))
+            continue
+        if group in covered or group in judged:
+            continue
+        best = min(rows, key=lambda row: (row.sample_at is None, row.sample_outcome != "proven"))
+        stored = sample(best.key)
+        if stored is None:
+            found.missing.append((signature, sum(row.hits for row in rows)))
+        else:
+            proven = best.sample_outcome == "proven"
+            found.judged.append(Judged(signature, group, stored.body, held_out=False, proven=proven))
+    return found
+
+
+def _groups(signatures: Iterable[WireSignature], defs: Mapping[str, SignatureDef]) -> set[str]:
+    groups = set()
+    for signature in signatures:
+        try:
+            groups.add(str(executor_key(signature, defs)))
+        except Misfit:
+            # The warm-up of such a record fails, and says so itself.
+            continue
+    return groups
+
+
+def _by_digest(rows: Iterable[StoredSignature]) -> dict[WireSignature, list[StoredSignature]]:
+    found: dict[WireSignature, list[StoredSignature]] = {}
+    for row in rows:
+        found.setdefault(row.signature, []).append(row)
+    return found
