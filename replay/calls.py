@@ -12,7 +12,7 @@ from typing import Protocol
 from google.protobuf.message import DecodeError
 
 from capture.signature import SignatureDef
-from replay import host_eas, host_warmup, tf_protos
+from replay import eas_service, host_warmup, tf_protos
 from replay.executor.api import CODE_NAMES, Executor
 from replay.predict import RequestError
 from replay.servable import Servable
@@ -63,14 +63,14 @@ class EasCaller:
     """EAS TensorFlow PredictRequest bodies."""
 
     def __init__(self, executor: Executor) -> None:
-        self._service = host_eas.EasService(Servable("", 0, executor))
+        self._service = eas_service.EasService(Servable("", 0, executor))
 
     def call(self, body: bytes) -> str:
         status, answer = self._service.answer(body)
         return "" if status == 200 else answer.decode("utf-8", "replace").splitlines()[0]
 
     def warm_up(self, data: bytes, path: Path, count: int) -> None:
-        host_eas.warm_up_body(self._service, data, path, count)
+        eas_service.warm_up_body(self._service, data, path, count)
 
 
 #: Server family -> its caller.

@@ -16,7 +16,7 @@ from pathlib import Path
 from aiohttp import web
 
 from capture.errors import UserError
-from replay import host_eas, host_stats, host_warmup
+from replay import eas_service, host_eas, host_stats, host_warmup
 from replay.executor.session import open_executor
 from replay.host_grpc import GrpcHost
 from replay.servable import Ledger, Servable
@@ -74,7 +74,7 @@ def run(options: HostOptions) -> None:
         if executor.note:
             print(f"note: {executor.note}", file=sys.stderr, flush=True)
         servable = Servable(options.model_name, options.model_version, executor)
-        service = host_eas.EasService(servable)
+        service = eas_service.EasService(servable)
         ledger = Ledger(executor.builds, time.perf_counter)
         # Before any port is bound, as in the servers, and outside the loop: SIGTERM ends a long warm-up at once.
         _warm_up(options, servable, service)
@@ -84,7 +84,7 @@ def run(options: HostOptions) -> None:
         executor.close()
 
 
-async def _serve(options: HostOptions, servable: Servable, service: host_eas.EasService, ledger: Ledger) -> None:
+async def _serve(options: HostOptions, servable: Servable, service: eas_service.EasService, ledger: Ledger) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -116,12 +116,12 @@ async def _serve(options: HostOptions, servable: Servable, service: host_eas.Eas
         eas_host.close()
 
 
-def _warm_up(options: HostOptions, servable: Servable, service: host_eas.EasService) -> None:
+def _warm_up(options: HostOptions, servable: Servable, service: eas_service.EasService) -> None:
     try:
         if options.grpc_listen and options.warmup:
             host_warmup.warm_up(servable, options.version_dir, options.warmup_iterations)
         if options.eas_listen and options.eas_warmup is not None:
-            host_eas.warm_up(service, options.eas_warmup, options.eas_warmup_count)
+            eas_service.warm_up(service, options.eas_warmup, options.eas_warmup_count)
     except host_warmup.WarmupError as error:
         raise HostError(f"warm-up failed: {error}") from None
 
