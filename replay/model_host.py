@@ -69,6 +69,14 @@ def run(options: HostOptions) -> None:
         raise HostError("nothing to serve: say --grpc-listen or --eas-listen")
     if options.eas_listen and not options.eas_service:
         raise HostError("--eas-listen needs --eas-service")
+    # Before the model is loaded: that may take minutes.
+    for option, address in (
+        ("--grpc-listen", options.grpc_listen),
+        ("--eas-listen", options.eas_listen),
+        ("--stats-listen", options.stats_listen),
+    ):
+        if address:
+            _checked(option, address)
     executor = open_executor(options.version_dir)
     try:
         if executor.note:
@@ -97,10 +105,10 @@ async def _serve(options: HostOptions, servable: Servable, service: eas_service.
         if grpc_host is not None:
             bound["grpc"] = grpc_host.start(options.grpc_listen)
         if options.eas_listen:
-            bound["eas"] = await _listen(eas_host.application(), options.eas_listen, runners)
+            bound["eas"] = await _listen(eas_host.application(), "--eas-listen", options.eas_listen, runners)
         if options.stats_listen:
             bound["stats"] = await _listen(
-                host_stats.application(servable.executor, ledger), options.stats_listen, runners
+                host_stats.application(servable.executor, ledger), "--stats-listen", options.stats_listen, runners
             )
         builds = "-" if ledger.builds_at_ready is None else ledger.builds_at_ready
         places = " ".join(f"{name}={address}" for name, address in bound.items())
@@ -126,12 +134,22 @@ def _warm_up(options: HostOptions, servable: Servable, service: eas_service.EasS
         raise HostError(f"warm-up failed: {error}") from None
 
 
-async def _listen(application: web.Application, address: str, runners: list[web.AppRunner]) -> str:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise HostError(f"{address!r} is no host:port")
+def _checked(option: str, text: str) -> tuple[str, int]:
+    """Host and port of an address, an IPv6 one in brackets. Raises HostError: grpc takes any number for a port."""
+    host, _, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    malformed = not host or "/" in host or (":" in host and not bracketed)
+    if malformed or not port.isascii() or not port.isdigit():
+        raise HostError(f"{option} {text}: no address; write host:port, for example 127.0.0.1:8500")
+    if len(port) > 5 or int(port) > 65535:
+        raise HostError(f"{option} {text}: port {port} is not between 0 and 65535")
+    return host, int(port)
+
+
+async def _listen(application: web.Application, option: str, address: str, runners: list[web.AppRunner]) -> str:
+    host, port = _checked(option, address)
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=GRACE)
     runners.append(runner)
     await runner.setup()
-    await web.TCPSite(runner, host, int(port)).start()
+    await web.TCPSite(runner, host.strip("[]"), port).start()
     return f"{host}:{runner.addresses[0][1]}"

@@ -108,7 +108,8 @@ def tensorflow_flags() -> tuple[list[str], list[str]]:
         "print('FLAGS' + json.dumps([tf.sysconfig.get_compile_flags(), tf.sysconfig.get_link_flags()]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script],
+        # -P: a folder named tensorflow in the current directory is not the one that is meant.
+        [sys.executable, "-P", "-c", script],
         capture_output=True,
         text=True,
         timeout=COMPILE_TIMEOUT,

@@ -225,6 +225,15 @@ def test_a_cache_that_others_can_write_to_is_refused(tmp_path: Path, monkeypatch
         build.shim_path()
 
 
+def test_a_folder_named_tensorflow_is_not_asked_for_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tensorflow").mkdir()
+    (tmp_path / "tensorflow" / "__init__.py").write_text("raise SystemExit('the wrong one')")
+    monkeypatch.chdir(tmp_path)
+    compile_flags, link_flags = build.tensorflow_flags()
+    assert any(flag.startswith("-I") for flag in compile_flags)
+    assert link_flags
+
+
 def test_without_a_compiler_the_c_api_runs_and_says_so(edge: Path, tmp_path: Path) -> None:
     """In a process of its own: it imports TensorFlow, finds no compiler and an empty cache."""
     program = """

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
-from replay import tf_protos
+from replay import model_host, tf_protos
 from tests.support.processes import NotReady, run_tensorflow
 from tests.support.tf_host import HostProcess
 from tests.support.tf_requests import DT_FLOAT, DT_INT64, predict_request, ranking_inputs, tensor
@@ -343,3 +343,34 @@ def test_a_port_that_is_taken(client: Client, edge: Path) -> None:
         HostProcess(edge, f"--grpc-listen={client.host.grpc}")
     assert caught.value.status == 1
     assert caught.value.error.startswith("capture: error: cannot listen: ")
+
+
+@pytest.mark.parametrize("option", ["--grpc-listen", "--eas-listen", "--stats-listen"])
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:99999", "port 99999 is not between 0 and 65535"),
+        ("127.0.0.1:65536", "port 65536 is not between 0 and 65535"),
+        ("127.0.0.1:" + "9" * 5000, f"port {'9' * 5000} is not between 0 and 65535"),
+        ("127.0.0.1:-1", "no address; write host:port, for example 127.0.0.1:8500"),
+        ("127.0.0.1:²", "no address; write host:port, for example 127.0.0.1:8500"),
+        ("127.0.0.1", "no address; write host:port, for example 127.0.0.1:8500"),
+        (":8500", "no address; write host:port, for example 127.0.0.1:8500"),
+        ("::1:8500", "no address; write host:port, for example 127.0.0.1:8500"),
+        ("http://127.0.0.1:8500", "no address; write host:port, for example 127.0.0.1:8500"),
+    ],
+)
+def test_an_address_that_is_none(option: str, address: str, message: str, tmp_path: Path) -> None:
+    addresses = {"--grpc-listen": "127.0.0.1:0", "--eas-listen": "127.0.0.1:0", option: address}
+    options = model_host.HostOptions(
+        tmp_path,
+        "m",
+        1,
+        grpc_listen=addresses["--grpc-listen"],
+        eas_listen=addresses["--eas-listen"],
+        eas_service="s",
+        stats_listen=addresses.get("--stats-listen", ""),
+    )
+    with pytest.raises(model_host.HostError) as caught:
+        model_host.run(options)
+    assert str(caught.value) == f"{option} {address}: {message}"
