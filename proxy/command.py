@@ -15,6 +15,7 @@ import typer
 from capture.config import WorkerConfig
 from capture.counters import Counters
 from capture.logline import LineFormatter
+from capture.store.base import store_path
 from proxy import address
 from proxy.logs import LineSink, SinkHandler
 from proxy.relay_main import RelayConfig
@@ -43,7 +44,21 @@ def proxy(
         settings = read_settings(listen or [], upstream or [], config, store)
     except SettingsError as error:
         fail(str(error), 2)
+    if (missing := missing_directory(settings.capture.store)) is not None:
+        fail(f"store {settings.capture.store}: no directory {missing}; create it, or name another place", 2)
     raise typer.Exit(run(settings))
+
+
+def missing_directory(store: str) -> Path | None:
+    """The directory that the store would lie in, if there is none: most likely a typing error. Whatever else is wrong
+    with a store costs the capture, and never the relay."""
+    if "://" in store:
+        return None
+    directory = store_path(store).parent
+    try:
+        return None if directory.is_dir() else directory
+    except OSError:
+        return None
 
 
 def read_settings(listen: list[str], upstream: list[str], config: Path | None, store: str | None) -> Settings:

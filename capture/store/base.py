@@ -28,6 +28,10 @@ class StoreError(UserError):
     """The store cannot be opened, read or written; the text names it and the remedy."""
 
 
+class StoreGone(StoreError):
+    """The store is not any more where it was opened: deleted, moved or replaced. Opening it again is the only way."""
+
+
 class ModelVersion(NamedTuple):
     """What a record belongs to. ``version`` is the number as text, or ``unknown``."""
 
@@ -161,7 +165,7 @@ class Store(Protocol):
     """A place for records. Every method raises StoreError when the store does not answer."""
 
     def apply(self, batch: Batch) -> None:
-        """Write a batch: all of it or nothing."""
+        """Write a batch: all of it or nothing. Raises StoreGone where nobody would find what is written."""
 
     def signatures(self, model: str | None = None) -> list[StoredSignature]:
         """All signatures, most hits first; of one model if given."""
@@ -188,11 +192,17 @@ class Store(Protocol):
         """Give the store back."""
 
 
+def store_path(url: str) -> Path:
+    """The file that ``url`` means: a path, or ``sqlite:PATH``."""
+    scheme, separator, rest = url.partition(":")
+    return Path(rest if separator and scheme == "sqlite" else url)
+
+
 def open_store(url: str, *, create: bool = False) -> Store:
     """The store at ``url``: a path or ``sqlite:PATH``. Without ``create`` it must exist. Raises StoreError."""
-    scheme, separator, rest = url.partition(":")
+    scheme, separator, _ = url.partition(":")
     if separator and scheme in ("redis", "rediss", "redis+cluster"):
         raise StoreError(f"store {scheme}://...: this version of warmtap keeps its store in SQLite only; give a path")
     from capture.store.sqlite import SqliteStore
 
-    return SqliteStore.open(Path(rest if separator and scheme == "sqlite" else url), create=create)
+    return SqliteStore.open(store_path(url), create=create)

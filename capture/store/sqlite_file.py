@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -59,10 +60,10 @@ def open_file(path: Path, *, create: bool) -> sqlite3.Connection:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         except OSError as error:
             raise StoreError(f"store {path}: {error.strerror}") from None
-    elif path.is_dir():
-        raise StoreError(f"store {path}: Is a directory; name the file")
-    elif not path.is_file():
-        raise StoreError(f"store {path}: no such file; start the sidecar with this store first, or name another")
+        except ValueError as error:
+            raise StoreError(f"store {str(path)!r}: {error}") from None
+    else:
+        _must_be_a_file(path)
     connection = None
     try:
         connection = sqlite3.connect(
@@ -82,6 +83,23 @@ def open_file(path: Path, *, create: bool) -> sqlite3.Connection:
             connection.close()
         raise
     return connection
+
+
+def _must_be_a_file(path: Path) -> None:
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(
+            f"store {path}: no such file; start the sidecar with this store first, or name another"
+        ) from None
+    except OSError as error:
+        raise StoreError(f"store {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise StoreError(f"store {str(path)!r}: {error}") from None
+    if stat.S_ISDIR(mode):
+        raise StoreError(f"store {path}: Is a directory; name the file")
+    if not stat.S_ISREG(mode):
+        raise StoreError(f"store {path}: not a regular file; name another")
 
 
 def _explained(error: sqlite3.Error) -> str:

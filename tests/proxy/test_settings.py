@@ -102,6 +102,29 @@ def test_a_mistake_on_the_command_line(
     assert capsys.readouterr().err == f"capture proxy: {message}\n"
 
 
+@pytest.mark.parametrize("scheme", ["", "sqlite:"])
+@pytest.mark.parametrize("place", ["absent/s.sqlite", "file/s.sqlite"])
+def test_a_store_in_a_directory_that_is_not_there(
+    place: str, scheme: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    store = f"{scheme}{tmp_path / place}"
+    with pytest.raises(typer.Exit) as end:
+        command.proxy([":0"], [":1"], store=store)
+    assert end.value.exit_code == 2
+    missing = (tmp_path / place).parent
+    expected = f"capture proxy: store {store}: no directory {missing}; create it, or name another place\n"
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("store", ["s.sqlite", "/", "redis://host/0", "x" * 300 + "/s", "pyproject.toml"])
+def test_nothing_else_about_a_store_stops_the_relay(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "run", lambda _: 0)
+    with pytest.raises(typer.Exit) as end:
+        command.proxy([":0"], [":1"], store=store)
+    assert end.value.exit_code == 0
+
+
 def test_a_file_is_named_in_its_errors(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     with pytest.raises(SettingsError, match=r"s\.yaml: No such file or directory"):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from capture.store.base import Batch, StoreError, open_store
+from capture.store.base import Batch, StoreError, StoreGone, open_store
 from capture.store.sqlite_file import APPLICATION_ID, SCHEMA_VERSION
 from tests.support.stores import add, filled, signature
 from tests.support.tf_models import ROOT
@@ -57,6 +57,33 @@ def test_a_store_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("create", [True, False])
 def test_a_directory(tmp_path: Path, create: bool) -> None:
     assert refused(tmp_path, create=create).startswith("store PATH: Is a directory")
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_a_name_that_is_too_long(tmp_path: Path, create: bool) -> None:
+    with pytest.raises(StoreError, match=r"/s{300}: File name too long$"):
+        open_store(str(tmp_path / ("s" * 300)), create=create)
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_a_name_with_a_zero_byte(create: bool) -> None:
+    with pytest.raises(StoreError, match=r"^store 'a\\x00b': embedded null byte$"):
+        open_store("a\0b", create=create)
+
+
+def test_something_that_is_no_file() -> None:
+    with pytest.raises(StoreError, match=r"^store /dev/null: not a regular file; name another$"):
+        open_store("/dev/null")
+
+
+def test_a_directory_that_may_not_be_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As root no mode bit stops anyone: the system call is made to refuse.
+    def refuse(path: Path) -> os.stat_result:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(StoreError, match=r"/s: Permission denied$"):
+        open_store(str(tmp_path / "s"))
 
 
 def test_an_empty_file_is_a_store_only_for_who_creates(tmp_path: Path) -> None:
@@ -178,6 +205,38 @@ def test_many_may_create_it_at_once(tmp_path: Path) -> None:
             thread.join()
         assert errors == []
         open_store(str(path)).close()
+
+
+@pytest.mark.parametrize("what", ["deleted or moved", "replaced by another file"])
+def test_a_store_that_is_not_where_it_was_is_not_written(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "s"
+    store = open_store(str(path), create=True)
+    batch = Batch("run1")
+    add(batch, signature())
+    store.apply(batch)
+    path.rename(tmp_path / "moved")
+    if what.startswith("replaced"):
+        open_store(str(path), create=True).close()
+    with pytest.raises(StoreGone) as caught:
+        store.apply(batch)
+    assert str(caught.value) == f"store {path}: {what} while it was open"
+    (tmp_path / "moved").replace(path)
+    store.apply(batch)
+    store.close()
+
+
+def test_a_damaged_row_is_an_error_of_the_store(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "s"), create=True)
+    batch = Batch("run1")
+    add(batch, signature())
+    store.apply(batch)
+    with sqlite3.connect(tmp_path / "s") as other:
+        other.execute("UPDATE signatures SET shapes='{'")
+    other.close()
+    for use in (store.signatures, lambda: store.apply(batch)):
+        with pytest.raises(StoreError):
+            use()
+    store.close()
 
 
 _WRITER = """
