@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from functools import partial
@@ -9,17 +10,17 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 
 from capture.commands.options import DEFAULT_STORE, SavedModelOption, StoreOption
 from capture.commands.tables import print_table, printable
 from capture.errors import UserError
 from capture.export.base import ExportError, Format, OutFile, Record, Selection
-from capture.export.files import write_atomically
-from capture.export.manifest import MANIFEST_NAME, MANIFEST_SUFFIX, covered_calls, manifest
+from capture.export.files import PRIVATE_MODE, write_atomically
+from capture.export.manifest import MANIFEST_NAME, MANIFEST_SUFFIX, covered_calls, manifest, own_files
 from capture.export.select import select
 from capture.export.table import FORMATS
+from capture.export.tfrecord import WARMUP_PATH
 from capture.savedmodel import read_saved_model
 from capture.store.base import Sample, Store, open_store
 
@@ -36,6 +37,9 @@ def export(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Keep only the most used N; what is cut is in the manifest.")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a file that is no unchanged export; it stays as PATH.prev.")
+    ] = False,
 ) -> None:
     """Write warm-up files from what was captured, most used first, with a manifest beside them.
 
@@ -46,7 +50,18 @@ def export(
         raise UserError(f"--format {form}: no such format; one of: {', '.join(FORMATS)}")
     source = open_store(store)
     try:
-        run(source, FORMATS[form], model=model, version=model_version, saved_model=saved_model, limit=limit, out=out)
+        if out.resolve() == Path(store.removeprefix("sqlite:")).resolve():
+            raise UserError(f"--out {out}: is the store itself; name another file")
+        run(
+            source,
+            FORMATS[form],
+            model=model,
+            version=model_version,
+            saved_model=saved_model,
+            limit=limit,
+            out=out,
+            force=force,
+        )
     finally:
         source.close()
 
@@ -60,6 +75,7 @@ def run(
     saved_model: Path | None,
     limit: int | None,
     out: Path,
+    force: bool = False,
 ) -> None:
     """Choose, write, read back. Raises UserError."""
     rows = source.signatures(model)
@@ -95,12 +111,18 @@ def run(
         proof={"level": "none"},
     )
     try:
-        where = _write_directory(form, out, files, records, described) if form.directory else None
-        if where is None:
-            where = _write_file(form, out, files[0], records, described)
+        if form.directory:
+            where = _write_directory(form, out, files, records, described, force)
+        else:
+            where = _write_file(form, out, files[0], records, described, force)
     except OSError as error:
-        raise ExportError(f"{error.filename or out}: {error.strerror}; nothing was replaced") from None
+        raise ExportError(f"{out}: {error.strerror}; nothing was replaced") from None
     _report(selection, out, where)
+    if saved_model is None and not form.directory:
+        print(
+            "not fitted to a model version: one record that it refuses fails its load; --saved-model DIR leaves it out",
+            file=sys.stderr,
+        )
 
 
 def read_samples(source: Store, selection: Selection) -> list[tuple[Record, Sample]]:
@@ -127,35 +149,78 @@ def _nothing(source: Store, form: Format, model: str, version: str | None, selec
     return f"nothing captured that {form.name} could hold; `capture ls` and `capture ls --refused` say what was seen"
 
 
-def _write_file(form: Format, out: Path, file: OutFile, records: list[tuple[Record, Sample]], described: bytes) -> Path:
+def _write_file(
+    form: Format,
+    out: Path,
+    file: OutFile,
+    records: list[tuple[Record, Sample]],
+    described: bytes,
+    force: bool,
+) -> Path:
     if out.is_dir():
         raise ExportError(f"{out}: is a directory; --format {form.name} writes one file, name it")
-    write_atomically(out, file.data, check=lambda data: form.check([OutFile("", data)], records))
     beside = out.with_name(out.name + MANIFEST_SUFFIX)
-    write_atomically(beside, described, check=_same(described))
+    foreign = _foreign(out, _listed(beside, form).get(out.name), force)
+    mode = _mode(out)
+    check = partial(_check_one, form, "", records)
+    write_atomically(out, file.data, check=check, mode=mode, keep_previous=foreign)
+    write_atomically(beside, described, check=_same(described), mode=mode)
     return beside
 
 
+def _mode(out: Path) -> int:
+    """Private; but where a server will read it with its model, as readable as the model is."""
+    model = out.parent.parent / "saved_model.pb"
+    if out.parent.name == Path(WARMUP_PATH).parent.name and model.is_file():
+        return model.stat().st_mode & 0o666
+    return PRIVATE_MODE
+
+
+def _foreign(path: Path, sha256: str | None, force: bool) -> bool:
+    """Whether ``path`` holds something that is not an unchanged export of ours. Raises ExportError without ``force``,
+    and for what is no file at all."""
+    if not path.exists() and not path.is_symlink():
+        return False
+    if path.is_symlink() or not path.is_file():
+        raise ExportError(f"{path}: is no regular file; name another")
+    if sha256 is not None and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
+        return False
+    if not force:
+        raise ExportError(
+            f"{path}: exists, and is no unchanged export of warmtap; name another, or say --force to replace it"
+            f" (it stays as {path.name}.prev)"
+        )
+    return True
+
+
 def _write_directory(
-    form: Format, out: Path, files: list[OutFile], records: list[tuple[Record, Sample]], described: bytes
+    form: Format,
+    out: Path,
+    files: list[OutFile],
+    records: list[tuple[Record, Sample]],
+    described: bytes,
+    force: bool,
 ) -> Path:
     if out.exists() and not out.is_dir():
         raise ExportError(f"{out}: is a file; --format {form.name} writes a directory, name one")
     out.mkdir(mode=0o700, exist_ok=True)
     beside = out / MANIFEST_NAME
-    before = _listed(beside)
+    before = _listed(beside, form)
+    foreign = [_foreign(out / file.name, before.get(file.name), force) for file in files]
     for place, file in enumerate(files):
-        check = partial(_check_one, form, file.name, records[place])
-        write_atomically(out / file.name, file.data, check=check)
+        check = partial(_check_one, form, file.name, records[place : place + 1])
+        write_atomically(out / file.name, file.data, check=check, keep_previous=foreign[place])
     write_atomically(beside, described, check=_same(described))
-    # What an earlier export left here is not part of this one.
-    for name in before - {file.name for file in files}:
-        (out / name).unlink(missing_ok=True)
+    # What an earlier export left here is not part of this one; what was changed since is not ours any more.
+    for name in before.keys() - {file.name for file in files}:
+        path = out / name
+        if path.is_file() and not path.is_symlink() and hashlib.sha256(path.read_bytes()).hexdigest() == before[name]:
+            path.unlink()
     return beside
 
 
-def _check_one(form: Format, name: str, record: tuple[Record, Sample], data: bytes) -> None:
-    form.check([OutFile(name, data)], [record])
+def _check_one(form: Format, name: str, records: list[tuple[Record, Sample]], data: bytes) -> None:
+    form.check([OutFile(name, data)], records)
 
 
 def _same(described: bytes) -> partial[None]:
@@ -167,17 +232,17 @@ def _compare(described: bytes, data: bytes) -> None:
         raise ExportError("the manifest does not read back as written")
 
 
-def _listed(path: Path) -> set[str]:
-    """File names in the manifest of an earlier export, plain names only."""
+def _listed(path: Path, form: Format) -> dict[str, str]:
+    """SHA-256 by name of the files of an earlier export; empty where there was none. Raises ExportError for a manifest
+    that is not ours."""
     try:
-        value = msgspec.json.decode(path.read_bytes())
-        names = {file["name"] for file in value["files"]}
+        described = path.read_bytes()
     except FileNotFoundError:
-        return set()
-    except (msgspec.MsgspecError, KeyError, TypeError):
-        raise ExportError(f"{path}: not a manifest of warmtap; choose another directory or remove it") from None
-    plain = {name for name in names if isinstance(name, str) and Path(name).name == name}
-    return plain - {"", ".", "..", MANIFEST_NAME}
+        return {}
+    files = own_files(described, form.name)
+    if files is None:
+        raise ExportError(f"{path}: is no {form.name} manifest of warmtap; choose another place or remove it")
+    return files
 
 
 def _report(selection: Selection, out: Path, beside: Path) -> None:

@@ -141,13 +141,14 @@ def with_proof(described: bytes, sha256: str, proof: Mapping[str, Any]) -> bytes
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
-def own_files(described: bytes) -> dict[str, str] | None:
-    """SHA-256 by name of the files that a manifest of warmtap lists, plain names only; None if it is none."""
+def own_files(described: bytes, form: str | None = None) -> dict[str, str] | None:
+    """SHA-256 by name of the files that a manifest of warmtap (of this format) lists, plain names only; None if it is
+    none."""
     try:
         found = msgspec.json.decode(described, type=_Listed)
     except msgspec.MsgspecError:
         return None
-    if found.manifest_version != MANIFEST_VERSION or not found.warmtap:
+    if found.manifest_version != MANIFEST_VERSION or form not in (None, found.format):
         return None
     names = {entry.name: entry.sha256 for entry in found.files}
     return {name: sha for name, sha in names.items() if "/" not in name and name not in ("", ".", "..", MANIFEST_NAME)}
@@ -161,4 +162,5 @@ class _Entry(msgspec.Struct):
 class _Listed(msgspec.Struct):
     manifest_version: int
     warmtap: str
+    format: str
     files: list[_Entry]

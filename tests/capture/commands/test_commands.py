@@ -186,9 +186,14 @@ def test_wrong_places_to_write(store: Path, tmp_path: Path) -> None:
     assert error("export", *options, "tfrecord", "--model", "m", "--out", tmp_path).endswith(
         "is a directory; --format tfrecord writes one file, name it"
     )
-    assert error("export", *options, "eas-bin", "--model", "rank", "--out", store).endswith(
+    (tmp_path / "file").touch()
+    assert error("export", *options, "eas-bin", "--model", "rank", "--out", tmp_path / "file").endswith(
         "is a file; --format eas-bin writes a directory, name one"
     )
+    assert error("export", *options, "tfrecord", "--model", "m", "--out", store).endswith(
+        "is the store itself; name another file"
+    )
+    assert "is no regular file" in error("export", *options, "tfrecord", "--model", "m", "--out", "/dev/null")
     assert "No such file or directory; nothing was replaced" in error(
         "export", *options, "tfrecord", "--model", "m", "--out", tmp_path / "none" / "f"
     )
@@ -250,6 +255,10 @@ def test_export_eas_bin_is_verbatim_and_clears_up_behind_itself(store: Path, tmp
     assert [(out / name).read_bytes() for name in names] == [body_of(EAS[1]), body_of(EAS[0])]
     assert "EAS documents one file per service" in json.loads((out / "manifest.json").read_bytes())["note"]
     (out / "mine.bin").write_bytes(b"not warmtap's")
+    described = json.loads((out / "manifest.json").read_bytes())
+    # EAS loads one file: the others cover nothing until they are replayed.
+    assert described["coverage"]["calls_covered"] < described["coverage"]["calls_in_files"]
+    assert described["coverage"]["calls_in_files"] == described["coverage"]["calls_seen"]
     assert capture(*options, "--limit", 1).returncode == 0
     assert sorted(os.listdir(out)) == [names[0], "manifest.json", "mine.bin"]
 
@@ -257,10 +266,35 @@ def test_export_eas_bin_is_verbatim_and_clears_up_behind_itself(store: Path, tmp
 def test_a_foreign_manifest_stops_the_export(store: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / "manifest.json").write_text('{"files": "../../etc"}')
-    text = error("export", "--store", store, "--format", "eas-bin", "--model", "rank", "--out", out)
-    assert text.endswith("not a manifest of warmtap; choose another directory or remove it")
-    assert os.listdir(out) == ["manifest.json"]
+    (out / "weights.bin").touch()
+    for text in ('{"files": "../../etc"}', '{"files": [{"name": "weights.bin", "sha256": ""}]}', "no JSON"):
+        (out / "manifest.json").write_text(text)
+        told = error("export", "--store", store, "--format", "eas-bin", "--model", "rank", "--out", out)
+        assert told.endswith("is no eas-bin manifest of warmtap; choose another place or remove it")
+        assert sorted(os.listdir(out)) == ["manifest.json", "weights.bin"]
+
+
+def test_export_replaces_its_own_files_only(store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "saved_model.pb"
+    options = ["export", "--store", store, "--format", "tfrecord", "--model", "m", "--out", out]
+    out.write_bytes(b"the model")
+    assert "exists, and is no unchanged export of warmtap" in error(*options)
+    assert out.read_bytes() == b"the model"
+    assert capture(*options, "--force").returncode == 0
+    assert (tmp_path / "saved_model.pb.prev").read_bytes() == b"the model"
+    # Its own, unchanged: no questions. Changed by somebody since: as any other file.
+    assert capture(*options, "--limit", 1).returncode == 0
+    out.write_bytes(out.read_bytes() + b"edited")
+    assert "exists, and is no unchanged export of warmtap" in error(*options)
+
+
+def test_an_export_beside_a_model_is_as_readable_as_the_model(store: Path, tmp_path: Path) -> None:
+    extra = tmp_path / "7" / "assets.extra"
+    extra.mkdir(parents=True)
+    (tmp_path / "7" / "saved_model.pb").touch(0o644)
+    out = extra / "tf_serving_warmup_requests"
+    assert capture("export", "--store", store, "--format", "tfrecord", "--model", "m", "--out", out).returncode == 0
+    assert stat.S_IMODE(out.stat().st_mode) == stat.S_IMODE((tmp_path / "7" / "saved_model.pb").stat().st_mode)
 
 
 def test_a_manifest_cannot_name_files_elsewhere(store: Path, tmp_path: Path) -> None:
@@ -268,7 +302,9 @@ def test_a_manifest_cannot_name_files_elsewhere(store: Path, tmp_path: Path) -> 
     victim.touch()
     out.mkdir()
     names = ["../victim", str(victim), "..", ".", "", "manifest.json", 7]
-    (out / "manifest.json").write_text(json.dumps({"files": [{"name": name} for name in names]}))
+    listed = [{"name": str(name), "sha256": hashlib.sha256(b"").hexdigest()} for name in names]
+    manifest = {"manifest_version": 1, "warmtap": "0.1.0", "format": "eas-bin", "files": listed}
+    (out / "manifest.json").write_text(json.dumps(manifest))
     done = capture("export", "--store", store, "--format", "eas-bin", "--model", "rank", "--out", out)
     assert done.returncode == 0, done.stderr
     assert victim.exists()

@@ -5,6 +5,7 @@ from typing import Any
 from capture.export.base import Selection
 from capture.export.manifest import covered_calls
 from capture.export.select import select
+from capture.export.table import FORMATS
 from capture.signature import SignatureDef
 from capture.store.base import StoredSignature
 from tests.support.stores import key_of, signature
@@ -107,14 +108,14 @@ def test_one_record_for_each_executor_key() -> None:
     assert [record.signature.outputs for record in found.records] == [("b",), ("a", "c")]
     assert found.records[0].covers == [rows[0].key.digest]
     assert str(found.records[0].executor_key) == "feed (x:0) fetch (y:0)"
-    assert covered_calls(found, rows, "tfserving") == (15, 15)
+    assert covered_calls(found, rows, FORMATS["tfrecord"]) == (15, 15, 15)
 
 
 def test_the_most_used_executor_comes_first() -> None:
     rows = [row("a", hits=40), row("b", hits=39), row("c", hits=50)]
     found = choose(*rows, defs=DEFS, limit=1)
     assert [record.signature.outputs for record in found.records] == [("a",)]
-    assert covered_calls(found, rows, "tfserving") == (79, 129)
+    assert covered_calls(found, rows, FORMATS["tfrecord"]) == (79, 79, 129)
 
 
 def test_what_does_not_fit_is_left_out_with_the_servers_reason() -> None:
