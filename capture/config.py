@@ -5,9 +5,12 @@ worker as JSON on an inherited descriptor (an argument would show in ``ps``)."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
+
+#: Seconds that the worker takes at most to write what it has, once the tap has ended; then it gives up.
+WORKER_CLOSE_SECONDS: Final = 6.0
 
 
 class ListenerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

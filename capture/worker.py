@@ -18,17 +18,18 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from typing import Final
 
 import msgspec
 
 from capture.admission import Admission
-from capture.config import WorkerConfig
+from capture.config import WORKER_CLOSE_SECONDS, WorkerConfig
 from capture.counters import Counters
 from capture.dialects.table import BY_NAME
 from capture.logline import LineFormatter
 from capture.pipeline import Pipeline, drop_requests
-from capture.store.base import Batch, Store, StoreError, open_store
+from capture.store.base import Batch, Store, StoreError, StoreGone, open_store
 from capture.tap import TapError, TapReader
 
 log = logging.getLogger("worker")
@@ -37,10 +38,9 @@ log = logging.getLogger("worker")
 EXPIRE_INTERVAL: Final = 300.0
 #: Payload bytes that may wait for a store that does not answer; above it they are dropped and counted.
 MAX_WAITING_BYTES: Final = 64 << 20
-#: Seconds between attempts to write, doubled up to the second number.
+#: Seconds between attempts to write, doubled up to the second number; and between the last ones when the sidecar stops.
 RETRY_SECONDS: Final = (0.5, 30.0)
-#: Seconds that the last write may take when the sidecar stops.
-CLOSE_SECONDS: Final = 10.0
+LAST_RETRY_SECONDS: Final = 0.2
 
 
 def say(level: int, what: str, **fields: object) -> None:
@@ -56,10 +56,12 @@ class StoreWriter:
         self._counters = counters
         self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
-        #: What ended the thread: a mistake of our own. Nothing is written any more.
+        #: When to give up, by the monotonic clock; set before ``_stopping``.
+        self._deadline = 0.0
+        #: What was handed over and is not written.
+        self._pending: deque[Batch] = deque()
+        #: What ended the thread: the store is gone, or a mistake of our own. Nothing is written any more.
         self.error: BaseException | None = None
-        #: False once a batch was given up, because the sidecar stops.
-        self.complete = True
         #: Set while no batch is being written.
         self.idle = threading.Event()
         self.idle.set()
@@ -67,22 +69,28 @@ class StoreWriter:
         self._thread.start()
 
     def write(self, batch: Batch) -> None:
-        """Hand over a batch. Only while ``idle`` is set."""
+        """Hand over a batch. Only while ``idle`` is set, or as the last one."""
         self.idle.clear()
+        self._pending.append(batch)
         self._queue.put(batch)
 
     def stop(self, seconds: float) -> bool:
-        """Write what was handed over, then end; False if that did not come about in ``seconds``."""
-        self._queue.put(None)
-        self._thread.join(seconds / 2)
+        """Write what was handed over, then end. After ``seconds`` what is not written is counted as dropped; False."""
+        self._deadline = time.monotonic() + seconds
         self._stopping.set()
-        self._thread.join(seconds / 2)
-        return self.complete and self.error is None and not self._thread.is_alive()
+        self._queue.put(None)
+        # A write may hang for longer than this (a lock, a dead disk): the thread is left behind.
+        self._thread.join(seconds)
+        left = list(self._pending)
+        self._counters.add("store_dropped", sum(len(batch.samples) + len(batch.held_out) for batch in left))
+        return not left
 
     def _run(self) -> None:
         try:
             while (batch := self._queue.get()) is not None:
-                self._write(batch)
+                if not self._write(batch):
+                    return
+                self._pending.popleft()
                 self.idle.set()
             self._store.close()
         except BaseException as error:
@@ -90,23 +98,30 @@ class StoreWriter:
             self.error = error
             self.idle.set()
 
-    def _write(self, batch: Batch) -> None:
+    def _write(self, batch: Batch) -> bool:
+        """False if it was given up, because the sidecar stops. Raises StoreGone."""
         wait, longest = RETRY_SECONDS
         while True:
             batch.counters = self._counters.snapshot()
             try:
                 self._store.apply(batch)
+            except StoreGone:
+                self._counters.add("store_failures")
+                raise
             except StoreError as error:
                 self._counters.add("store_failures")
-                say(logging.WARNING, "store failed", retry_seconds=wait, error=error)
-                if self._stopping.wait(wait):
-                    self._counters.add("store_dropped", len(batch.samples) + len(batch.held_out))
-                    self.complete = False
-                    return
-                wait = min(2 * wait, longest)
+                if not self._stopping.is_set():
+                    say(logging.WARNING, "store failed", retry_seconds=wait, error=error)
+                    self._stopping.wait(wait)
+                    wait = min(2 * wait, longest)
+                    continue
+                if time.monotonic() + LAST_RETRY_SECONDS > self._deadline:
+                    say(logging.WARNING, "store failed", error=error)
+                    return False
+                time.sleep(LAST_RETRY_SECONDS)
             else:
                 self._counters.add("store_writes")
-                return
+                return True
 
 
 class Worker:
@@ -144,14 +159,15 @@ class Worker:
         self._dirty = False
 
     def run(self) -> int:
-        """Until the relay closes the tap. The exit code: 0, or 1 when the tap could not be read."""
+        """Until the relay closes the tap. The exit code: 0, or 1 when the tap could not be read or the store not be
+        written. Raises StoreGone: a new process makes a new store, and knows nothing that is not in it."""
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         status = 0
         say(logging.INFO, "reading", store=self._config.store)
         self._flush()
         while True:
-            waiting = self._dirty or not self._writer.idle.is_set()
+            waiting = self._dirty or not self._writer.idle.is_set() or self._writer.error is not None
             if poll.poll(1000 * self._config.flush_interval if waiting else 10_000):
                 try:
                     frames = self._reader.read()
@@ -165,19 +181,18 @@ class Worker:
                 self._dirty = True
             self._tick()
         self._pipeline.close()
-        last = self._writer.idle.wait(CLOSE_SECONDS / 2)
-        if last:
-            self._flush()
-        else:
-            self._counters.add("store_dropped", drop_requests(self._pipeline.batch, self._admission))
-        if not self._writer.stop(CLOSE_SECONDS) or not last:
-            say(logging.ERROR, "store not written", store=self._config.store)
+        self._flush()
+        if not self._writer.stop(WORKER_CLOSE_SECONDS):
+            cause = {} if self._writer.error is None else {"error": self._writer.error}
+            say(logging.ERROR, "store not written", store=self._config.store, **cause)
             status = 1
         say(logging.INFO, "stopped", status=status)
         return status
 
     def _tick(self) -> None:
         if self._writer.error is not None:
+            self._flush()
+            self._writer.stop(0)  # counts what is dropped
             raise self._writer.error
         now = time.monotonic()
         if now - self._expired_at > EXPIRE_INTERVAL:

@@ -23,7 +23,7 @@ from typing import Final
 
 import msgspec
 
-from capture.config import WorkerConfig
+from capture.config import WORKER_CLOSE_SECONDS, WorkerConfig
 from capture.counters import Counters
 from proxy.address import Address
 from proxy.child import Child
@@ -40,8 +40,8 @@ QUICK_SECONDS: Final = 10.0
 #: Seconds before a restart after quick deaths: at once, then this, doubling up to the limit.
 BACKOFF_FIRST: Final = 0.5
 BACKOFF_LIMIT: Final = 30.0
-#: Seconds that a worker may take for what it has read after its tap ended.
-WORKER_GRACE: Final = 10.0
+#: Seconds that a worker may take for what it has read after its tap ended: it gives up by itself before.
+WORKER_GRACE: Final = WORKER_CLOSE_SECONDS + 4.0
 #: Seconds beyond shutdown_timeout that the relay may take to stop, and a starting relay to say ready.
 RELAY_GRACE: Final = 5.0
 WORKER_NICE: Final = 10

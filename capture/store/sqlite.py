@@ -7,6 +7,7 @@ tables of their own, so that listing never reads them.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from capture.store.base import (
     StoredHeldOut,
     StoredSignature,
     StoreError,
+    StoreGone,
 )
 from capture.store.sqlite_file import open_file
 
@@ -42,6 +44,7 @@ class SqliteStore:
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self._db = connection
+        self._file = _file_id(path)
 
     @classmethod
     def open(cls, path: Path, *, create: bool = False) -> SqliteStore:
@@ -63,7 +66,7 @@ class SqliteStore:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, msgspec.MsgspecError) as error:
             if self._db.in_transaction:
                 self._db.rollback()
             raise StoreError(f"store {self.path}: {error}") from None
@@ -74,7 +77,14 @@ class SqliteStore:
 
     # --- writing ---
 
+    def _insist(self) -> None:
+        """Raise StoreGone where the path is another file by now: SQLite would go on writing to one without a name."""
+        if (found := _file_id(self.path)) != self._file or found is None:
+            what = "deleted or moved" if found is None else "replaced by another file"
+            raise StoreGone(f"store {self.path}: {what} while it was open")
+
     def apply(self, batch: Batch) -> None:
+        self._insist()
         with self._transaction() as db:
             ids = {key: _count(db, key, delta) for key, delta in batch.seen.items()}
             for key in batch.evicted:
@@ -131,28 +141,8 @@ class SqliteStore:
             " ORDER BY s.proven + s.unproven DESC, s.digest, s.version",
             model,
         )
-        return [
-            StoredSignature(
-                key=RecordKey(ModelVersion(family, name, version), digest),
-                signature=msgspec.json.decode(signature, type=WireSignature),
-                proven=proven,
-                unproven=unproven,
-                first_seen=first_seen,
-                last_seen=last_seen,
-                hours=hours,
-                shapes=msgspec.json.decode(shapes, type=dict[str, int]),
-                senders=msgspec.json.decode(senders, type=dict[str, int]),
-                evicted=bool(evicted),
-                sample_at=sample_at,
-                sample_size=size or 0,
-                sample_shapes=sample_shapes or "",
-                sample_outcome=outcome or "",
-            )
-            for (
-                family, name, version, digest, signature, proven, unproven, first_seen,
-                last_seen, hours, shapes, senders, evicted, sample_at, size, sample_shapes, outcome,
-            ) in rows
-        ]  # fmt: skip
+        with self._errors():
+            return [_stored_signature(row) for row in rows]
 
     def sample(self, key: RecordKey) -> Sample | None:
         rows = self._rows(
@@ -206,11 +196,45 @@ class SqliteStore:
         self._db.close()
 
 
+def _file_id(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another one at the same path; None where there is none."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreError(f"store {path}: {error.strerror}") from None
+    return found.st_dev, found.st_ino
+
+
 def _signature_id(db: sqlite3.Connection, key: RecordKey) -> int | None:
     row = db.execute(
         "SELECT id FROM signatures WHERE family=? AND model=? AND version=? AND digest=?", (*key.owner, key.digest)
     ).fetchone()
     return None if row is None else int(row[0])
+
+
+def _stored_signature(row: tuple[Any, ...]) -> StoredSignature:
+    (
+        family, name, version, digest, signature, proven, unproven, first_seen,
+        last_seen, hours, shapes, senders, evicted, sample_at, size, sample_shapes, outcome,
+    ) = row  # fmt: skip
+    return StoredSignature(
+        key=RecordKey(ModelVersion(family, name, version), digest),
+        signature=msgspec.json.decode(signature, type=WireSignature),
+        proven=proven,
+        unproven=unproven,
+        first_seen=first_seen,
+        last_seen=last_seen,
+        hours=hours,
+        shapes=msgspec.json.decode(shapes, type=dict[str, int]),
+        senders=msgspec.json.decode(senders, type=dict[str, int]),
+        evicted=bool(evicted),
+        sample_at=sample_at,
+        sample_size=size or 0,
+        sample_shapes=sample_shapes or "",
+        sample_outcome=outcome or "",
+    )
 
 
 def _count(db: sqlite3.Connection, key: RecordKey, delta: SignatureDelta) -> int:

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from capture.config import Limits, ListenerConfig, WorkerConfig
+from capture.config import WORKER_CLOSE_SECONDS, Limits, ListenerConfig, WorkerConfig
 from capture.counters import Counters
-from capture.store.base import open_store
+from capture.store.base import Batch, open_store
+from capture.worker import StoreWriter
+from proxy import supervisor
 from tests.support.calls import eas, predict, predict_response
 from tests.support.tap_frames import START, Flow, GrpcFlow, encode, hello, time_frame
 from tests.support.tf_models import ROOT
@@ -199,6 +202,99 @@ def test_a_store_that_stays_locked_ends_in_exit_1_and_is_counted(path: Path) -> 
     assert code == 1
     assert 'msg="store not written"' in text
     assert worker.counters.snapshot()["store_dropped"] >= 1
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_store_that_is_gone_ends_the_worker_and_the_next_one_begins_anew(path: Path, replaced: bool) -> None:
+    worker = Worker(path)
+    worker.greet()
+    flow = GrpcFlow()
+    flow.call(predict(), predict_response())
+    worker.send(flow)
+    worker.wait_for("requests_proven", 1)
+    worker.wait_for("store_writes", 2)
+    for file in path.parent.iterdir():
+        file.unlink()
+    if replaced:
+        open_store(str(path), create=True).close()
+    flow.call(predict(outputs=["late"]), predict_response())
+    worker.send(flow)
+    assert worker.process.wait(PATIENCE) == 1
+    _, text = worker.end()
+    what = "replaced by another file" if replaced else "deleted or moved"
+    assert text.count("level=error") == 1
+    assert f'msg="store unusable" error="store {path}: {what} while it was open"' in text
+    counters = worker.counters.snapshot()
+    assert counters["store_failures"] == 1
+    assert counters["store_dropped"] >= 1
+    second = Worker(path)
+    second.greet()
+    again = GrpcFlow()
+    again.call(predict(), predict_response())
+    second.send(again)
+    assert second.end()[0] == 0
+    with closing(open_store(str(path))) as store:
+        (row,) = store.signatures()
+        assert store.sample(row.key) is not None
+
+
+def damage(path: Path) -> None:
+    """Overwrite all but the first page."""
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xa5" * (path.stat().st_size - 4096))
+
+
+def test_a_store_that_is_damaged_while_it_is_open_is_said_and_counted(path: Path) -> None:
+    worker = Worker(path)
+    worker.greet()
+    worker.wait_for("store_writes", 1)
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    damage(path)
+    flow = GrpcFlow()
+    flow.call(predict(), predict_response())
+    worker.send(flow)
+    worker.wait_for("store_failures", 1)
+    code, text = worker.end()
+    assert code == 1
+    assert f'msg="store failed" retry_seconds=0.5 error="store {path}: database disk image is malformed"' in text
+    assert 'msg="store not written"' in text
+    assert worker.counters.snapshot()["store_dropped"] == 1
+
+
+def test_a_store_that_is_damaged_at_the_start_is_one_line_and_exit_1(path: Path) -> None:
+    open_store(str(path), create=True).close()
+    damage(path)
+    code, text = Worker(path).end()
+    assert (code, len(text.splitlines())) == (1, 1)
+    assert "level=error" in text
+    assert 'msg="store unusable"' in text
+
+
+class Stuck:
+    """A store whose write never returns."""
+
+    def __init__(self) -> None:
+        self.entered, self.release = threading.Event(), threading.Event()
+
+    def apply(self, _: Batch) -> None:
+        self.entered.set()
+        self.release.wait(PATIENCE)
+
+
+def test_the_writer_gives_up_in_time_whatever_hangs() -> None:
+    counters, store = Counters.create(), Stuck()
+    writer = StoreWriter(store, counters)  # type: ignore[arg-type]
+    batch = Batch("run")
+    batch.samples = dict.fromkeys("ab")  # type: ignore[arg-type,assignment]
+    writer.write(batch)
+    store.entered.wait(PATIENCE)
+    writer.write(batch)
+    assert not writer.stop(0.01)
+    assert counters.snapshot()["store_dropped"] == 4
+    store.release.set()
+    assert supervisor.WORKER_GRACE > WORKER_CLOSE_SECONDS
 
 
 def test_killed_in_the_middle_of_writes(path: Path) -> None:
