@@ -14,7 +14,7 @@ from urllib.parse import unquote_to_bytes
 from capture.config import ListenerConfig
 from capture.dialects.base import Ignored, Judgement, Opaque, Outcome, Response, Route, Unreadable
 from capture.heads import Heads
-from capture.open_exchange import BodyBudget, Exchange, OpenExchange
+from capture.open_exchange import BodyBudget, Exchange, OpenExchange, Parts
 from capture.signature import Call
 from capture.wire import events as ev
 from capture.wire.grpc import (
@@ -125,13 +125,12 @@ class ExchangeTracker:
         entry = self._open.get(event.stream)
         if entry is None or entry.exchange.route is None or entry.exchange.oversized:
             return
-        size = len(event.data)
-        if entry.size + size > self._max_request:
+        entry.body_size += len(event.data)
+        if entry.body_size > self._max_request:
             entry.exchange.oversized = True
             entry.drop()
             return
-        entry.parts.append(event.data)
-        self._budget.take(entry, size)
+        self._budget.take(entry, entry.parts.add(event.data))
 
     def _request_end(self, event: ev.RequestEnd) -> None:
         entry = self._open.get(event.stream)
@@ -147,8 +146,7 @@ class ExchangeTracker:
     def _read(self, entry: OpenExchange, route: Route) -> None:
         """Understand the complete request, and keep of its body what may be stored."""
         exchange = entry.exchange
-        sent = entry.parts[0] if len(entry.parts) == 1 else b"".join(entry.parts)
-        entry.parts = []
+        sent = entry.parts.take()
         try:
             exchange.body, exchange.wire_body = self._decoded(exchange, route, sent)
             exchange.call = route.dialect.read(route, exchange.body)
@@ -218,7 +216,7 @@ class ExchangeTracker:
                     entry.probe = None
                     return
                 entry.started = True
-                entry.compressed = [] if piece.compressed else None
+                entry.compressed = Parts() if piece.compressed else None
             elif isinstance(piece, MessageError):
                 entry.probe = None
             else:
@@ -229,19 +227,32 @@ class ExchangeTracker:
             return
         if entry.compressed is None:
             entry.probe.feed(data)
-        elif sum(map(len, entry.compressed)) + len(data) <= MAX_COMPRESSED_RESPONSE_BYTES:
-            entry.compressed.append(data)
-        else:
-            entry.probe = entry.compressed = None
+            return
+        entry.compressed_size += len(data)
+        if entry.compressed_size > MAX_COMPRESSED_RESPONSE_BYTES:
+            self._forget_response(entry)
+            entry.probe = None
+            return
+        cost = entry.compressed.add(data)
+        entry.compressed_cost += cost
+        self._budget.take(entry, cost)
+
+    def _forget_response(self, entry: OpenExchange) -> bytes:
+        """What was kept of a compressed response; it is not held any more."""
+        if entry.compressed is None:
+            return b""
+        data, entry.compressed = entry.compressed.take(), None
+        self._budget.give_back_some(entry, entry.compressed_cost)
+        entry.compressed_size = entry.compressed_cost = 0
+        return data
 
     def _response_message_end(self, entry: OpenExchange) -> None:
         if entry.compressed is None or entry.probe is None:
             return
         try:
-            entry.probe.feed(decompress(entry.encoding, b"".join(entry.compressed), self._max_request))
+            entry.probe.feed(decompress(entry.encoding, self._forget_response(entry), self._max_request))
         except DecompressError:
             entry.probe = None
-        entry.compressed = None
 
     def _response_end(self, event: ev.ResponseEnd) -> None:
         entry = self._open.get(event.stream)

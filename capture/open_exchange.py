@@ -3,11 +3,56 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from capture.dialects.base import Judgement, Response, Route
 from capture.schema.wire import FieldProbe
 from capture.signature import Call
 from capture.wire.grpc import GrpcReader
+
+#: A piece of a body that is shorter is copied to the end of the piece before it: an object of its own costs more.
+SMALL_PART: Final = 4096
+#: What is accounted for a piece that is kept as it came, beside its bytes: the object and its place in the list.
+PART_COST: Final = 64
+
+
+class Parts:
+    """A body as it comes in. Large pieces are kept as they are, small ones are copied together."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self) -> None:
+        self._parts: list[bytes | bytearray] = []
+
+    def __len__(self) -> int:
+        """Pieces that are held."""
+        return len(self._parts)
+
+    def add(self, data: bytes) -> int:
+        """One more piece; the bytes to account for."""
+        parts = self._parts
+        if len(data) >= SMALL_PART or not parts:
+            parts.append(data)
+            return len(data) + PART_COST
+        last = parts[-1]
+        if isinstance(last, bytearray):
+            last += data
+            return len(data)
+        if len(last) < SMALL_PART:
+            parts[-1] = bytearray(last + data)
+            return len(data)
+        parts.append(bytearray(data))
+        return len(data) + PART_COST
+
+    def take(self) -> bytes:
+        """All of it; nothing is held afterwards."""
+        parts, self._parts = self._parts, []
+        only = parts[0] if len(parts) == 1 else None
+        return only if isinstance(only, bytes) else b"".join(parts)
+
+    def clear(self) -> None:
+        """Hold nothing any more."""
+        self._parts = []
 
 
 @dataclass(slots=True)
@@ -35,7 +80,8 @@ class Exchange:
 
 
 class BodyBudget:
-    """The bytes of request bodies that a worker may hold at a time, over all flows."""
+    """The bytes of bodies that a worker may hold at a time, over all flows: of requests, and of compressed responses
+    that wait to be unpacked."""
 
     __slots__ = ("_open", "limit", "used")
 
@@ -54,8 +100,13 @@ class BodyBudget:
             largest.exchange.oversized = True
             largest.drop()
 
+    def give_back_some(self, owner: OpenExchange, size: int) -> None:
+        """So many bytes of ``owner`` are held no longer."""
+        owner.size -= size
+        self.used -= size
+
     def give_back(self, owner: OpenExchange) -> None:
-        """The body of ``owner`` is held no longer."""
+        """Nothing of ``owner`` is held any longer."""
         if self._open.pop(id(owner), None) is not None:
             self.used -= owner.size
         owner.size = 0
@@ -65,8 +116,11 @@ class OpenExchange:
     """An exchange in progress."""
 
     __slots__ = (
+        "body_size",
         "budget",
         "compressed",
+        "compressed_cost",
+        "compressed_size",
         "encoding",
         "exchange",
         "opaque",
@@ -81,18 +135,26 @@ class OpenExchange:
     def __init__(self, exchange: Exchange, budget: BodyBudget) -> None:
         self.exchange = exchange
         self.budget = budget
-        self.parts: list[bytes] = []
+        self.parts = Parts()
+        #: Bytes of the request so far; ``size`` is what the budget accounts for.
+        self.body_size = 0
         self.size = 0
         self.response = Response()
         self.probe: FieldProbe | None = None
         self.reader: GrpcReader | None = None
         self.encoding = b""
-        self.compressed: list[bytes] | None = None
+        self.compressed: Parts | None = None
+        self.compressed_size = 0
+        self.compressed_cost = 0
         self.started = False
         self.opaque = False
 
     def drop(self) -> None:
-        """Hold no bytes of the request any more."""
-        self.parts = []
+        """Hold no bytes any more."""
+        self.parts.clear()
+        if self.compressed is not None:
+            # Without it there is no version to be found.
+            self.compressed = self.probe = None
+            self.compressed_size = self.compressed_cost = 0
         self.exchange.body = self.exchange.wire_body = None
         self.budget.give_back(self)

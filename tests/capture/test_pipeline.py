@@ -15,7 +15,7 @@ from capture.admission import Admission
 from capture.config import ListenerConfig
 from capture.exchange import ExchangeTracker
 from capture.heads import Heads
-from capture.open_exchange import BodyBudget, Exchange
+from capture.open_exchange import PART_COST, SMALL_PART, BodyBudget, Exchange, Parts
 from capture.pipeline import Pipeline, drop_requests
 from capture.schema.wire import length_delimited
 from capture.store.base import OTHER, Batch, ModelVersion, RecordKey
@@ -394,6 +394,82 @@ def test_the_byte_budget_gives_up_the_largest_open_body() -> None:
         rig.feed(flow)
     assert rig.counts["requests_oversized"] == 1
     assert {str(delta.signature)[-4:] for delta in rig.pipeline.batch.seen.values()} == {"(o1)", "(o3)", "(o4)"}
+    assert rig.pipeline._budget.used == 0
+
+
+def test_a_body_in_many_small_pieces_is_held_in_one_and_accounted_for() -> None:
+    rig, flow = Rig(), Flow(listener=1)
+    body = eas({"x": [0.5] * 10_000})
+    flow.client(b"POST /api/predict/r HTTP/1.1\r\nHost: e\r\nTransfer-Encoding: chunked\r\n\r\n")
+    for at in range(0, len(body), 2):
+        piece = body[at : at + 2]
+        flow.client(b"%x\r\n%s\r\n" % (len(piece), piece))
+    rig.feed(flow)
+    (entry,) = rig.pipeline._flows[1].tracker._open.values()
+    assert len(entry.parts) <= 2
+    assert len(body) <= rig.pipeline._budget.used <= len(body) + 1000
+    flow.client(b"0\r\n\r\n").server(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    (sample,) = rig.feed(flow).samples.values()
+    assert sample.body == body
+    assert rig.pipeline._budget.used == 0
+
+
+def test_pieces_of_all_sizes_make_the_body() -> None:
+    chance = random.Random(4)
+    for _ in range(200):
+        parts, pieces, cost = Parts(), [], 0
+        for _ in range(chance.randrange(30)):
+            pieces.append(chance.randbytes(chance.choice((1, 100, SMALL_PART - 1, SMALL_PART, 10_000))))
+            cost += parts.add(pieces[-1])
+        whole = b"".join(pieces)
+        assert cost == len(whole) + PART_COST * len(parts)
+        assert parts.take() == whole
+        assert len(parts) == 0
+    parts = Parts()
+    parts.add(whole := bytes(SMALL_PART))
+    assert parts.take() is whole
+
+
+def compressed_answers(rig: Rig, count: int, size: int) -> list[tuple[GrpcFlow, int, bytes]]:
+    """Calls whose gzip answers have come but for their last byte."""
+    found = []
+    for number in range(1, count + 1):
+        flow = GrpcFlow(number)
+        stream = flow.request(predict(outputs=[f"o{number}"]))
+        raw = message_bytes(predict_response(7, outputs=random.Random(number).randbytes(size)), compressed=True)
+        flow._server.send_headers(
+            stream, [(":status", "200"), ("content-type", "application/grpc"), ("grpc-encoding", "gzip")]
+        )
+        flow._send(flow._server, stream, raw[:-1], last=False)
+        rig.feed(flow)
+        found.append((flow, stream, raw[-1:]))
+    return found
+
+
+def test_a_compressed_answer_is_taken_from_the_budget() -> None:
+    rig = Rig()
+    ((flow, stream, rest),) = compressed_answers(rig, 1, 50_000)
+    assert 50_000 <= rig.pipeline._budget.used <= 52_000
+    flow._send(flow._server, stream, rest, last=False)
+    rig.feed(flow)
+    assert rig.pipeline._budget.used < 500
+    flow._server.send_headers(stream, [("grpc-status", "0")], end_stream=True)
+    flow.pump()
+    rig.feed(flow)
+    assert rig.only_call()[0].owner.version == "7"
+    assert rig.pipeline._budget.used == 0
+
+
+def test_compressed_answers_over_the_budget_cost_the_version_not_the_call() -> None:
+    rig = Rig(open_bytes=70_000)
+    for flow, stream, rest in compressed_answers(rig, 2, 50_000):
+        assert rig.pipeline._budget.used <= 70_000
+        flow._send(flow._server, stream, rest, last=False)
+        flow._server.send_headers(stream, [("grpc-status", "0")], end_stream=True)
+        flow.pump()
+        rig.feed(flow)
+    assert rig.counts["requests_proven"] == 2
+    assert sorted(key.owner.version for key in rig.pipeline.batch.seen) == ["7", "unknown"]
     assert rig.pipeline._budget.used == 0
 
 
