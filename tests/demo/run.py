@@ -82,7 +82,6 @@ def main() -> None:
         parser.error(f"{out} is not empty and no earlier demonstration; name another directory")
     # From here on the directory is ours to replace.
     (out / REPORT).write_text("{}\n")
-    say("1. A SavedModel: four inputs (string, float, int64), seven outputs in two signatures, any batch size.")
     # Built by TensorFlow where no run before this one has left it.
     report = demo(out, saved_model(MODELS, "ranking"))
     (out / REPORT).write_text(json.dumps(report, indent=2) + "\n")
@@ -103,6 +102,13 @@ def demo(out: Path, model: Path) -> dict[str, Any]:
     """The whole story from the SavedModel in ``model`` on; the report."""
     version_dir = out / "models" / MODEL / "1"
     shutil.copytree(model, version_dir)
+    signatures = [one for one in read_saved_model(version_dir).signatures.values() if one.inputs]
+    inputs = {alias for one in signatures for alias in one.inputs}
+    outputs = {alias for one in signatures for alias in one.outputs}
+    say(
+        f"1. A SavedModel: {len(inputs)} inputs (string, float and int64 tensors), {len(outputs)} outputs,"
+        f" {len(signatures)} signatures, any batch size."
+    )
     store = out / "warmtap.sqlite"
 
     say("2. The sidecar in front of both servers, and real clients: tensorflow-serving-api and the EAS SDK.")
@@ -152,8 +158,7 @@ def demo(out: Path, model: Path) -> dict[str, Any]:
     cold_arguments = {"tfserving": ("--no-enable-model-warmup",), "eas": ()}
     files = {"tfserving": tfrecord, "eas": first_bin}
     for protocol in PROTOCOLS:
-        held_out = _held_out(store, protocol, version_dir)
-        keys = len({key for key, _ in held_out})
+        keys, held_out = _captured(store, protocol, version_dir)
         measured = {
             "wire_signatures": sum(row["family"] == protocol.family for row in listed["signatures"]),
             "executor_keys": keys,
@@ -241,14 +246,15 @@ def _wait_observed(store: Path, requests: int) -> None:
 # --- cold and warm ----------------------------------------------------------------------------------------------------
 
 
-def _held_out(store: Path, protocol: Protocol, version_dir: Path) -> list[tuple[str, HeldOut]]:
-    """The held-out requests of one protocol with their executor keys."""
+def _captured(store: Path, protocol: Protocol, version_dir: Path) -> tuple[int, list[tuple[str, HeldOut]]]:
+    """Of one protocol: the executor keys of all signatures that were captured, counted, and the held-out requests with
+    theirs."""
     defs = read_saved_model(version_dir).signatures
     source = open_store(str(store))
-    signatures = {row.key.digest: row.signature for row in source.signatures(protocol.model)}
-    found = [(str(executor_key(signatures[key.digest], defs)), held) for key, held in source.held_out(protocol.model)]
+    keys = {row.key.digest: str(executor_key(row.signature, defs)) for row in source.signatures(protocol.model)}
+    held_out = [(keys[key.digest], held) for key, held in source.held_out(protocol.model)]
     source.close()
-    return found
+    return len(set(keys.values())), held_out
 
 
 def _live(
