@@ -64,7 +64,7 @@ TABLE: Final[tuple[Counter, ...]] = (
     Counter("requests_ignored", "worker", "Requests that are no model call (metadata, health, other paths)"),
     Counter("requests_oversized", "worker", "Requests whose body was over the limit and could not be kept"),
     Counter("requests_lost", "worker", "Requests of which bytes were missed by the tap"),
-    Counter("requests_missed", "worker", "Requests that passed unseen in a gap (estimated where HTTP/1 cannot tell)"),
+    Counter("requests_missed", "worker", "Requests that passed unseen (estimated: in gaps and before a joined flow)"),
     Counter("flows_undecodable", "worker", "Flows that are not readable HTTP"),
     Counter("flows_unsynced", "worker", "Flows whose framing was lost by missed bytes"),
     Counter("flows_resynced", "worker", "Flows read again after missed bytes"),

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from capture.config import ListenerConfig
 from capture.dialects.base import Ignored, Route
 from capture.dialects.table import route as find_route
+from capture.memo import Memo
 from capture.wire.events import RequestHead
 
 #: Request headers that may be stored with a sample. Everything else (Authorization, cookies, ...) never is.
 STORED_HEADERS: Final = frozenset({b"content-type", b"content-encoding", b"grpc-encoding"})
-#: Bounds of :class:`Heads`: 1,024 heads of usual size are about a megabyte.
-MAX_HEADS: Final = 1024
-MAX_HEAD_FIELDS: Final = 64
+#: Bound of :class:`Heads`: about a thousand heads of usual size.
+MAX_HEADS_BYTES: Final = 4 << 20
+#: What remembering costs beside the bytes of a head: an entry, a field.
+_ENTRY_COST, _FIELD_COST = 1000, 200
+#: The beginning of a target in absolute form (RFC 9112 §3.2.2), as clients send it to a proxy.
+_ABSOLUTE: Final = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
 #: Longest user agent that is kept for "who sends this".
 MAX_SENDER_CHARS: Final = 80
 
@@ -30,28 +35,30 @@ class HeadFacts(NamedTuple):
 
 class Heads:
     """Heads seen before: clients send the same few all day. One serves all flows of a worker; holds at most
-    ``MAX_HEADS`` heads of at most ``MAX_HEAD_FIELDS`` fields; full, it starts again."""
+    ``max_bytes``; full, it starts again."""
 
-    __slots__ = ("_known",)
+    __slots__ = ("known",)
 
-    def __init__(self) -> None:
-        self._known: dict[tuple[object, ...], HeadFacts] = {}
+    def __init__(self, max_bytes: int = MAX_HEADS_BYTES) -> None:
+        self.known: Memo[tuple[object, ...], HeadFacts] = Memo(max_bytes)
 
     def look_up(self, head: RequestHead, listener: ListenerConfig) -> HeadFacts:
         """What this head means on this listener."""
         key = (head.method, head.target, head.headers, listener.name)
-        facts = self._known.get(key)
-        if facts is None:
-            facts = _head_facts(head, listener)
-            if len(head.headers) <= MAX_HEAD_FIELDS:
-                if len(self._known) >= MAX_HEADS:
-                    self._known.clear()
-                self._known[key] = facts
-        return facts
+        facts = self.known.get(key)
+        if facts is not None:
+            return facts
+        # A target may be there three times, as a path with four bytes to a character.
+        size = 6 * len(head.target) + sum(len(name) + len(value) for name, value in head.headers)
+        cost = _ENTRY_COST + _FIELD_COST * len(head.headers) + 2 * size
+        return self.known.put(key, _head_facts(head, listener), cost)
 
 
 def _head_facts(head: RequestHead, listener: ListenerConfig) -> HeadFacts:
-    path = unquote_to_bytes(head.target.partition(b"?")[0]).decode("utf-8", "replace")
+    target = head.target
+    if absolute := _ABSOLUTE.match(target):
+        target = target[absolute.end() :]
+    path = unquote_to_bytes(target.partition(b"?")[0]).decode("utf-8", "replace") or "/"
     grpc = False
     agent = ""
     kept = {}

@@ -85,6 +85,9 @@ class Pipeline:
         self._heads = Heads()
         self._flows: dict[int, _Flow] = {}
         self._held_number = 0
+        #: What the requests that were read took, for an estimate of those that were not.
+        self._client_bytes = 0
+        self._requests = 0
         self._reasons: set[object] = set()
         #: Wall clock of the last TIME frame, seconds since the epoch.
         self.now = 0.0
@@ -109,12 +112,16 @@ class Pipeline:
             if kind == tap.CLIENT or kind == tap.SERVER:
                 flow = flows.get(number)
                 if flow is not None:
+                    if kind == tap.CLIENT:
+                        self._client_bytes += len(payload)
                     side = ev.Side.CLIENT if kind == tap.CLIENT else ev.Side.SERVER
                     self._events(flow, flow.observer.feed(side, payload))
             elif kind == tap.TIME:
                 self.now = tap.TIME_PAYLOAD.unpack(payload)[1] / 1e9
             elif kind == tap.OPEN:
                 self._open(number, payload)
+            elif kind == tap.LOST:
+                self._never_seen(*tap.LOST_PAYLOAD.unpack(payload))
             else:
                 flow = flows.get(number)
                 if flow is not None:
@@ -132,6 +139,9 @@ class Pipeline:
         opened = msgspec.json.decode(payload, type=tap.FlowOpen)
         listener = self._listeners[opened.listener]
         joined = opened.client_start > 0 or opened.server_start > 0
+        if opened.client_start > 0:
+            # An estimate: the worker before this one may have read all of it, or nothing of many requests.
+            self._count("requests_missed", 1)
         tracker = ExchangeTracker(
             number,
             listener,
@@ -142,6 +152,13 @@ class Pipeline:
             wanted=self._wanted,
         )
         self._flows[number] = _Flow(FlowObserver(self._memo, joined), tracker, listener)
+
+    def _never_seen(self, flows: int, client_bytes: int, _: int) -> None:
+        """Flows ended of which this worker got nothing. An estimate of their requests: one for each flow, or as many as
+        their bytes would make by the average so far, if that is more."""
+        if client_bytes:
+            by_size = client_bytes * self._requests // self._client_bytes if self._client_bytes else 0
+            self._count("requests_missed", max(flows, by_size))
 
     def _control(self, flow: _Flow, number: int, kind: int, payload: bytes) -> None:
         if kind == tap.EOF_CLIENT:
@@ -218,6 +235,7 @@ class Pipeline:
             self._count("requests_lost", 1)
             return
         if exchange.request_complete:
+            self._requests += 1
             self._count("requests_observed", 1)
         if exchange.route is None:
             self._count("requests_ignored", 1)

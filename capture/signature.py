@@ -13,8 +13,9 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final, NamedTuple
+
+from capture.memo import Memo
 
 #: Version of the digest's input below. A change to it makes every stored identity a new one.
 DIGEST_VERSION: Final = "w1"
@@ -22,6 +23,11 @@ DIGEST_VERSION: Final = "w1"
 DIGEST_HEX: Final = 32
 #: An empty signature_name means this one (tensorflow/core/public/session constants: kDefaultServingSignatureDefKey).
 DEFAULT_SIGNATURE: Final = "serving_default"
+
+#: Bytes of each memo below: thousands of usual signatures, hundreds of the widest real ones.
+MEMO_BYTES: Final = 8 << 20
+#: What a name costs beside its characters, of which each may take up to four bytes; and an entry beside its names.
+_NAME_COST, _CHAR_COST, _ENTRY_COST = 64, 4, 1000
 
 #: Names of tensorflow.DataType numbers (tensorflow/core/framework/types.proto).
 DTYPES: Final = {
@@ -70,19 +76,33 @@ def wire_signature(
     family: str, model: str, method: str, signature_name: str, inputs: Iterable[str], output_filter: Iterable[str]
 ) -> WireSignature:
     """Bring what a request says into the canonical form: sorted, the default signature by its name."""
-    return _canonical(family, model, method, signature_name, tuple(sorted(inputs)), tuple(sorted(output_filter)))
+    key = WireSignature(
+        family,
+        model,
+        method,
+        signature_name or DEFAULT_SIGNATURE,
+        tuple(sorted(inputs)),
+        tuple(sorted(output_filter)) or None,
+    )
+    return _CANONICAL.get(key) or _CANONICAL.put(key, key, _cost(key))
 
 
-@lru_cache(maxsize=8192)
-def _canonical(
-    family: str, model: str, method: str, signature_name: str, inputs: tuple[str, ...], outputs: tuple[str, ...]
-) -> WireSignature:
-    """Cached: a process sees the same few signatures all day."""
-    return WireSignature(family, model, method, signature_name or DEFAULT_SIGNATURE, inputs, outputs or None)
+def _cost(signature: WireSignature) -> int:
+    """Bytes that a memo takes for it, rounded up."""
+    names = (signature.model, signature.signature_name, *signature.inputs, *(signature.outputs or ()))
+    return _ENTRY_COST + _NAME_COST * len(names) + _CHAR_COST * sum(map(len, names))
 
 
-@lru_cache(maxsize=8192)
+#: Equal signatures become one object: a process sees the same few all day, and each is held in many places.
+_CANONICAL: Final[Memo[WireSignature, WireSignature]] = Memo(MEMO_BYTES)
+_DIGESTS: Final[Memo[WireSignature, str]] = Memo(MEMO_BYTES)
+
+
 def _digest(signature: WireSignature) -> str:
+    return _DIGESTS.get(signature) or _DIGESTS.put(signature, _computed_digest(signature), _cost(signature))
+
+
+def _computed_digest(signature: WireSignature) -> str:
     hashed = hashlib.sha256()
 
     def add(*texts: str) -> None:
@@ -128,9 +148,16 @@ class Call:
         return _shapes(self.tensors)
 
 
-@lru_cache(maxsize=4096)
+_SHAPES: Final[Memo[tuple[TensorSpec, ...], str]] = Memo(MEMO_BYTES)
+
+
 def _shapes(tensors: tuple[TensorSpec, ...]) -> str:
-    return " ".join(map(str, tensors))
+    known = _SHAPES.get(tensors)
+    if known is not None:
+        return known
+    text = " ".join(map(str, tensors))
+    # Each tensor is a tuple with a name, a number and a tuple of numbers; its text holds name and numbers once more.
+    return _SHAPES.put(tensors, text, _ENTRY_COST + 4 * _NAME_COST * len(tensors) + 8 * _CHAR_COST * len(text))
 
 
 # --- the executor key -------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ PURE = (
     "capture/pipeline.py",
     "capture/dialects/*.py",
     "capture/signature.py",
+    "capture/memo.py",
     "capture/admission.py",
     "capture/admission_state.py",
     "capture/schema/wire.py",

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from capture import pipeline as pipeline_module
+from capture import tap
 from capture.admission import Admission
 from capture.config import ListenerConfig
 from capture.exchange import ExchangeTracker
@@ -312,6 +313,16 @@ def test_an_eas_body_that_is_something_else(status: int, outcome: str) -> None:
     assert dict(batch.refusals) == {("eas", "rank", outcome, "not an EAS TensorFlow PredictRequest"): 1}
 
 
+@pytest.mark.parametrize("target", ["http://eas:80/api/predict/rank", "HTTPS://user:SECRET@h/api/predict/rank?q"])
+def test_a_target_in_absolute_form(target: str) -> None:
+    rig = Rig()
+    batch = rig.feed(Flow(listener=1).post(target, eas()).post("http://h", b"").post("http://h?/api/predict/rank", b""))
+    key, outcome = rig.only_call()
+    assert (key.owner.model, outcome) == ("rank", "proven")
+    assert batch.samples[key].path == "/api/predict/rank"
+    assert dict(batch.ignored) == {"HTTP POST, other path": 2}
+
+
 def test_a_content_encoding_is_not_looked_into() -> None:
     rig = Rig()
     batch = rig.feed(Flow(listener=1).post("/api/predict/rank", eas(), headers="Content-Encoding: br\r\n"))
@@ -541,6 +552,31 @@ def test_a_flow_that_is_joined_in_the_middle() -> None:
     assert rig.counts["flows_unsynced"] == 1
     assert rig.counts["flows_resynced"] == 1
     assert sum(delta.proven for delta in batch.seen.values()) >= 2
+
+
+def test_flows_that_were_never_seen_are_at_least_one_missed_request_each() -> None:
+    def lost(flows: int, client: int) -> tuple[int, int, int, bytes]:
+        return (tap.LOST, 0, 0, tap.LOST_PAYLOAD.pack(flows, client, 10 * client))
+
+    rig, flow = Rig(), Flow(listener=1)
+    rig.pipeline.feed([lost(3, 5000)])
+    assert rig.counts == {"requests_missed": 3}
+    # Connections that were opened and closed.
+    rig.pipeline.feed([lost(7, 0)])
+    assert rig.counts == {"requests_missed": 3}
+    for _ in range(4):
+        flow.post("/api/predict/r", eas())
+    rig.feed(flow)
+    each = flow.at[tap.CLIENT] // 4
+    rig.pipeline.feed([lost(2, 10 * each), lost(5, 2 * each)])
+    assert rig.counts["requests_missed"] == 3 + 10 + 5
+
+
+@pytest.mark.parametrize(("start", "missed"), [((0, 0), 0), ((1, 0), 1), ((5000, 700), 1)])
+def test_a_joined_flow_is_at_least_one_missed_request(start: tuple[int, int], missed: int) -> None:
+    rig = Rig()
+    rig.feed(Flow(start=start).closed())
+    assert rig.counts["requests_missed"] == missed
 
 
 def test_a_grpc_channel_that_is_joined_in_the_middle() -> None:

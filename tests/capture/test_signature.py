@@ -4,7 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capture import signature as signature_module
+from capture.config import ListenerConfig
+from capture.heads import Heads
+from capture.memo import Memo
 from capture.signature import (
+    MEMO_BYTES,
     Call,
     ExecutorKey,
     Misfit,
@@ -16,6 +21,7 @@ from capture.signature import (
     nearest,
     wire_signature,
 )
+from capture.wire.events import RequestHead
 
 
 def wire(
@@ -28,6 +34,46 @@ def wire(
     name: str = "",
 ) -> WireSignature:
     return wire_signature(family, model, method, name, ["x"] if inputs is None else inputs, outputs or [])
+
+
+# --- memos ---
+
+
+def test_a_memo_keeps_within_its_bytes_and_starts_again_when_full() -> None:
+    memo: Memo[str, int] = Memo(800)
+    for number in range(9):
+        assert memo.put(str(number), number, 100) == number
+        assert memo.held_bytes <= 800
+    assert (memo.get("8"), memo.get("0"), len(memo)) == (8, None, 1)
+    assert memo.put("giant", 9, 101) == 9
+    assert (memo.get("giant"), len(memo)) == (None, 1)
+
+
+def test_names_that_clients_choose_do_not_fill_the_memory() -> None:
+    memos = (signature_module._CANONICAL, signature_module._DIGESTS, signature_module._SHAPES)
+    for number in range(300):
+        names = [f"{number}-{'n' * (1 << (number % 18))}"]
+        found = wire(names, names)
+        assert found.digest == wire(names, names).digest
+        tensors = (TensorSpec(names[0], 1, (1,)),)
+        assert Call(found, tensors).shapes == f"{names[0]}:float[1]"
+        assert all(memo.held_bytes <= MEMO_BYTES for memo in memos)
+    giant = "n" * 1_000_000
+    wire([giant])
+    assert not any(giant in signature.inputs for signature in signature_module._CANONICAL._known)
+    # A wide model's signature is worth remembering.
+    wide = [f"user_feature_{number}" for number in range(500)]
+    assert wire(wide) is wire(wide)
+
+
+def test_heads_keep_within_their_bytes() -> None:
+    heads, listener = Heads(100_000), ListenerConfig("x")
+    for number in range(300):
+        target = b"/api/predict/%d" % number + b"%E2%82%AC" * (number % 50)
+        head = RequestHead(1, b"POST", target, b"h", ((b"x-long", b"v" * (1 << (number % 16))),))
+        assert heads.look_up(head, listener).path.startswith(f"/api/predict/{number}")
+        assert heads.known.held_bytes <= 100_000
+    assert len(heads.known)
 
 
 # --- the wire signature ---
