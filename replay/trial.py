@@ -10,10 +10,11 @@ each request, on its standard output one line of JSON for each, after a first li
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
@@ -21,6 +22,7 @@ from typing import IO, Any, Final
 import msgspec
 
 from capture.errors import UserError
+from replay.tf_protos import wheel_directory
 
 #: Children that may die before the model itself is blamed.
 MAX_CRASHES: Final = 20
@@ -57,7 +59,10 @@ class Trial:
 
 
 def run_trial(saved_model: Path, family: str, bodies: Sequence[bytes]) -> Trial:
-    """Run each body once on the model. Raises TrialError if the model cannot be loaded, or keeps crashing."""
+    """Run each body once on the model. Raises TrialError if the model cannot be loaded, or keeps crashing,
+    TensorFlowMissing."""
+    # Here and not in the child: to a parent all deaths of a child look alike.
+    wheel_directory()
     results: list[Tried] = []
     ready = Ready()
     crashes = 0
@@ -67,7 +72,7 @@ def run_trial(saved_model: Path, family: str, bodies: Sequence[bytes]) -> Trial:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        with child:
+        with child, _killed_on_error(child):
             assert child.stdin is not None
             assert child.stdout is not None
             ready = _ready(child.stdout, saved_model)
@@ -85,6 +90,19 @@ def run_trial(saved_model: Path, family: str, bodies: Sequence[bytes]) -> Trial:
             raise TrialError(f"{saved_model}: TensorFlow crashed on {crashes} records; nothing was published")
         results.append(Tried(f"TensorFlow crashed on it (exit {child.returncode})"))
     return Trial(ready.level, ready.tensorflow, results)
+
+
+@contextmanager
+def _killed_on_error(child: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Nobody waits for the child's current request, which may take minutes, when the trial ends early."""
+    try:
+        yield
+    except BaseException:
+        child.kill()
+        if child.stdin is not None:
+            with suppress(BrokenPipeError):
+                child.stdin.close()
+        raise
 
 
 def _ready(stdout: IO[bytes], saved_model: Path) -> Ready:
@@ -136,6 +154,9 @@ def child(saved_model: Path, family: str, stdin: IO[bytes], out: IO[bytes]) -> N
 
 
 def _main() -> None:
+    # Ctrl-C reaches the parent too, which says what there is to say; a parent that is gone wants no answer.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     # TensorFlow writes to standard output as it likes: the protocol gets a descriptor of its own.
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

@@ -14,10 +14,22 @@ class ExportError(UserError):
     """Nothing was written; the text names the place and the remedy."""
 
 
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A stored request that could stand for a record. ``hits`` counts its wire signature over all versions."""
+
+    key: RecordKey
+    signature: WireSignature
+    hits: int
+    outcome: str
+    shapes: str
+
+
 @dataclass(slots=True)
 class Record:
-    """One sample that goes into a file. ``hits`` counts its wire signature over all versions; ``covers`` names other
-    wire signatures that share its executor key."""
+    """One sample that goes into a file. ``hits`` counts the calls that it stands for, over all versions: those of its
+    wire signature and of the others in ``covers``, which share its executor key. ``candidates`` are the stored requests
+    that could stand here, the best first; the record is the first of them until another one takes its place."""
 
     key: RecordKey
     signature: WireSignature
@@ -26,6 +38,30 @@ class Record:
     shapes: str
     executor_key: ExecutorKey | None = None
     covers: list[str] = field(default_factory=list)
+    candidates: list[Candidate] = field(default_factory=list)
+
+    def replaced(self, other: Candidate) -> Record:
+        """The same record with another of its candidates as the request."""
+        digests = dict.fromkeys(one.key.digest for one in self.candidates)
+        covers = [digest for digest in digests if digest != other.key.digest]
+        return Record(
+            other.key,
+            other.signature,
+            self.hits,
+            other.outcome,
+            other.shapes,
+            self.executor_key,
+            covers,
+            self.candidates,
+        )
+
+    def left_out(self, reason: str) -> list[LeftOut]:
+        """Every wire signature that the record stands for, as not in the file."""
+        best: dict[str, Candidate] = {}
+        for one in self.candidates:
+            best.setdefault(one.key.digest, one)
+        out = [LeftOut(one.key, one.signature, one.hits, reason) for one in best.values()]
+        return out or [LeftOut(self.key, self.signature, self.hits, reason)]
 
 
 @dataclass(slots=True)

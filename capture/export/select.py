@@ -2,15 +2,14 @@
 
 The source is the union over model versions: a signature that clients used on version 7 will be used on version 8. Given
 the SignatureDefs of the version to warm, what does not fit is left out with the reason, and of several wire signatures
-with one executor key the most used stands for all.
+with one executor key one stands for all: one that was seen to succeed before one that was not.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from capture.export.base import LeftOut, Record, Selection
+from capture.export.base import Candidate, LeftOut, Record, Selection
 from capture.signature import ExecutorKey, Misfit, SignatureDef, executor_key
 from capture.store.base import StoredSignature
 
@@ -26,59 +25,71 @@ def select(
     limit: int | None = None,
 ) -> Selection:
     """Choose. ``version`` is the one to warm: its own samples win over carried ones, and with ``only_version`` no
-    others are used. ``unproven`` lets requests in that were never seen to succeed. ``limit`` cuts the least used."""
+    others are used. ``unproven`` lets requests in that were never seen to succeed. ``limit`` cuts the least used.
+
+    Every wire signature of the family is accounted for: it is a record, covered by one, or left out with the reason."""
     groups: dict[str, list[StoredSignature]] = {}
     for row in rows:
         if row.key.owner.family == family and (not only_version or row.key.owner.version == version):
             groups.setdefault(row.key.digest, []).append(row)
-    records: list[Record] = []
+    found: dict[ExecutorKey | str, list[_Choice]] = {}
     left_out: list[LeftOut] = []
-    for group in groups.values():
+    for digest, group in groups.items():
         hits = sum(row.hits for row in group)
-        best = min(group, key=lambda row: _preference(row, version))
-        if best.sample_at is None:
-            left_out.append(LeftOut(best.key, best.signature, hits, "no request of it is stored"))
-        elif best.sample_outcome != "proven" and not unproven:
-            left_out.append(LeftOut(best.key, best.signature, hits, "never seen to succeed (unproven)"))
-        else:
-            records.append(Record(best.key, best.signature, hits, best.sample_outcome, best.sample_shapes))
+        choices = sorted(_Choice(row, hits, version) for row in group if row.sample_at is not None)
+        usable = [choice for choice in choices if choice.proven or unproven]
+        if not usable:
+            reason = "never seen to succeed (unproven)" if choices else "no request of it is stored"
+            first = choices[0].row if choices else group[0]
+            left_out.append(LeftOut(first.key, first.signature, hits, reason))
+            continue
+        try:
+            key = digest if defs is None else executor_key(group[0].signature, defs)
+        except Misfit as misfit:
+            best = usable[0].row
+            left_out.append(LeftOut(best.key, best.signature, hits, f"does not fit: {misfit}"))
+            continue
+        found.setdefault(key, []).extend(usable)
+    records = [_record(choices, key) for key, choices in found.items()]
+    # Most used first is meant of executors: several signatures may share one.
     records.sort(key=lambda record: (-record.hits, record.key.digest))
-    if defs is not None:
-        records = _fit(records, defs, left_out)
     if limit is not None and len(records) > limit:
         for record in records[limit:]:
-            left_out.append(LeftOut(record.key, record.signature, record.hits, f"cut by the limit of {limit}"))
+            left_out += record.left_out(f"cut by the limit of {limit}")
         records = records[:limit]
     left_out.sort(key=lambda one: (-one.hits, one.key.digest))
     return Selection(records, left_out)
 
 
-def _preference(row: StoredSignature, version: str | None) -> tuple[bool, bool, bool, float]:
-    """The smallest is taken: with a sample, proven, of the version to warm, newest."""
-    return (
-        row.sample_at is None,
-        row.sample_outcome != "proven",
-        row.key.owner.version != version,
-        -(row.sample_at or 0.0),
-    )
+class _Choice:
+    """A stored request with what makes it better than others: the smallest comes first."""
+
+    def __init__(self, row: StoredSignature, hits: int, version: str | None) -> None:
+        self.row = row
+        self.hits = hits
+        self.proven = row.sample_outcome == "proven"
+        # Proven, of the version to warm, of the most used signature, newest; then one order for equals.
+        self.order = (
+            not self.proven,
+            row.key.owner.version != version,
+            -hits,
+            -(row.sample_at or 0.0),
+            row.key.digest,
+            row.key.owner.version,
+        )
+
+    def __lt__(self, other: _Choice) -> bool:
+        return self.order < other.order
 
 
-def _fit(records: list[Record], defs: Mapping[str, SignatureDef], left_out: list[LeftOut]) -> list[Record]:
-    """Those that this model version takes, one for each executor key. ``records`` come most used first."""
-    by_key: dict[ExecutorKey, Record] = {}
-    calls: Counter[ExecutorKey] = Counter()
-    for record in records:
-        try:
-            key = executor_key(record.signature, defs)
-        except Misfit as misfit:
-            left_out.append(LeftOut(record.key, record.signature, record.hits, f"does not fit: {misfit}"))
-            continue
-        calls[key] += record.hits
-        known = by_key.get(key)
-        if known is None:
-            record.executor_key = key
-            by_key[key] = record
-        else:
-            known.covers.append(record.key.digest)
-    # Most used first is meant of executors: several signatures may share one.
-    return [by_key[key] for key in sorted(by_key, key=lambda key: -calls[key])]
+def _record(choices: list[_Choice], key: ExecutorKey | str) -> Record:
+    """The record that all these requests could be."""
+    candidates = [
+        Candidate(one.row.key, one.row.signature, one.hits, one.row.sample_outcome, one.row.sample_shapes)
+        for one in sorted(choices)
+    ]
+    hits = sum({one.key.digest: one.hits for one in candidates}.values())
+    best = candidates[0]
+    executor = None if isinstance(key, str) else key
+    record = Record(best.key, best.signature, hits, best.outcome, best.shapes, executor, [], candidates)
+    return record.replaced(best)
