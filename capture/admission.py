@@ -73,6 +73,8 @@ class Admission:
                 sample_size=row.sample_size,
                 evicted=row.evicted,
             )
+            if not row.evicted:
+                state.enliven(row.key.digest)
             self.stored_bytes += row.sample_size
         for held in held_out:
             state = self._versions.setdefault(held.key.owner, VersionState())
@@ -296,31 +298,38 @@ class Admission:
         hour = int(now // HOUR)
         counted_hour, count = state.new_by_hour
         count = count + 1 if counted_hour == hour else 1
-        live = [name for name, known in state.signatures.items() if not known.evicted]
-        if len(live) >= self._max_signatures:
+        if state.live >= self._max_signatures:
             if count > self._max_new_per_hour or len(state.signatures) >= (1 + TOMBSTONES) * self._max_signatures:
                 # A flood of new signatures is an alarm, not a reason to throw out what was learned.
                 decision.admitted = False
                 return None
-            self._evict(key.owner, state, min(live, key=lambda name: state.signatures[name].rank), decision)
+            self._evict_lowest(key.owner, state, decision)
         state.new_by_hour = (hour, count)
         decision.new = True
         known = state.signatures[key.digest] = Known(first_seen=now, last_seen=now)
+        state.enliven(key.digest)
         return known
 
     def _readmit(self, key: RecordKey, state: VersionState, known: Known, decision: Decision) -> bool:
-        live = [name for name, other in state.signatures.items() if not other.evicted]
-        if len(live) >= self._max_signatures:
-            lowest = min(live, key=lambda name: state.signatures[name].rank)
-            if state.signatures[lowest].rank >= known.rank:
+        if state.live >= self._max_signatures:
+            lowest = state.lowest()
+            if lowest is not None and state.signatures[lowest].rank >= known.rank:
                 return False
-            self._evict(key.owner, state, lowest, decision)
+            self._evict_lowest(key.owner, state, decision)
         known.evicted = False
+        state.enliven(key.digest)
         return True
+
+    def _evict_lowest(self, owner: ModelVersion, state: VersionState, decision: Decision) -> None:
+        lowest = state.lowest()
+        if lowest is None:
+            raise AssertionError("live signatures are counted and there is none")
+        self._evict(owner, state, lowest, decision)
 
     def _evict(self, owner: ModelVersion, state: VersionState, digest: str, decision: Decision) -> None:
         known = state.signatures[digest]
         self.stored_bytes -= known.sample_size
+        state.live -= not known.evicted
         known.evicted, known.sample_at, known.sample_size, known.sample_proven = True, None, 0, False
         known.shapes = {}
         # Not what is in the reservoir: verify must be able to see what an eviction costs.

@@ -60,7 +60,8 @@ class Decision:
 
 class VersionState:
     """State of one model version. The reservoir is those of ``held`` that have a draw; ``heap`` orders it by the
-    largest draw, and may name some that have left."""
+    largest draw, and may name some that have left. ``ranks`` orders the signatures that are not evicted by rank: a rank
+    only grows, so what stands there is never above the true one and is set right when it comes to the front."""
 
     __slots__ = (
         "calls",
@@ -70,7 +71,9 @@ class VersionState:
         "heap",
         "held",
         "last_seen",
+        "live",
         "new_by_hour",
+        "ranks",
         "reservoir_bytes",
         "reservoir_count",
         "signatures",
@@ -78,6 +81,9 @@ class VersionState:
 
     def __init__(self) -> None:
         self.signatures: dict[str, Known] = {}
+        #: Signatures that are not evicted.
+        self.live = 0
+        self.ranks: list[tuple[tuple[int, int, float], str]] = []
         self.held: dict[str, Held] = {}
         self.heap: list[tuple[float, str]] = []
         self.reservoir_count = 0
@@ -92,6 +98,28 @@ class VersionState:
         #: The reservoir was at its bound (requests or bytes) when it last changed.
         self.full = False
         self.last_seen = 0.0
+
+    def enliven(self, digest: str) -> None:
+        """A signature is new or back; it is not evicted."""
+        self.live += 1
+        if len(self.ranks) > 2 * self.live + 64:
+            self.ranks = [(known.rank, name) for name, known in self.signatures.items() if not known.evicted]
+            heapq.heapify(self.ranks)
+        else:
+            heapq.heappush(self.ranks, (self.signatures[digest].rank, digest))
+
+    def lowest(self) -> str | None:
+        """The signature to evict first."""
+        while self.ranks:
+            rank, digest = self.ranks[0]
+            known = self.signatures.get(digest)
+            if known is None or known.evicted:
+                heapq.heappop(self.ranks)
+            elif known.rank != rank:
+                heapq.heapreplace(self.ranks, (known.rank, digest))
+            else:
+                return digest
+        return None
 
     def add(self, held_id: str, held: Held) -> None:
         """Hold one more request."""

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from capture import admission as admission_module
 from capture.admission import HOUR, TOMBSTONES, Admission, Decision
+from capture.admission_state import Known
 from capture.dialects.base import Outcome
 from capture.signature import wire_signature
 from capture.store.base import OTHER, ModelVersion, RecordKey, StoredHeldOut, StoredSignature
@@ -187,6 +188,31 @@ def test_an_evicted_signature_comes_back_when_it_has_outgrown_the_least() -> Non
     assert not decision.new
     assert decision.sample
     assert decision.evicted == [RecordKey(OWNER, "b")]
+
+
+def test_hits_beyond_the_limit_look_at_few_signatures(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Calls(signatures_per_version=1000, new_signatures_per_hour=10_000)
+    for number in range(1000):
+        calls(f"s{number}", size=None)
+        calls(f"s{number}", size=None)
+        calls(f"s{number}", size=None)
+    assert calls("late", size=None).evicted
+    assert calls("later", size=None).evicted == [RecordKey(OWNER, "late")]
+    looked, rank = 0, Known.rank.fget
+
+    def counted(known: Known) -> Any:
+        nonlocal looked
+        looked += 1
+        assert rank is not None
+        return rank(known)
+
+    monkeypatch.setattr(Known, "rank", property(counted))
+    for number in range(100):
+        calls(f"new{number}", size=None)
+        calls("s0" if number % 2 else "late", size=None)
+        calls(f"s{number}", size=None)
+    # A scan at each would be 100,000; each signature is put right at most once for each hit.
+    assert looked < 4000
 
 
 def test_a_flood_of_new_signatures_evicts_nothing() -> None:
@@ -496,7 +522,11 @@ class Bounds(RuleBasedStateMachine):
         assert calls.admission.stored_bytes == samples + held <= 3000
         for owner, version in state.items():
             live = [known for known in version.signatures.values() if not known.evicted]
-            assert len(live) <= 4
+            assert len(live) == version.live <= 4
+            assert len(version.ranks) <= 2 * len(version.signatures) + 64
+            lowest = version.lowest()
+            assert (lowest is None) == (not live)
+            assert lowest is None or version.signatures[lowest].rank == min(known.rank for known in live)
             assert len(version.signatures) <= 4 * (1 + TOMBSTONES)
             mine = [held for held in calls.held.values() if held[0].owner == owner]
             reservoir = [held for held in mine if held[2] is not None]
