@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from importlib import import_module
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, NoReturn
 
 import typer
 
@@ -27,6 +29,11 @@ COMMANDS: Final = {
     "refresh": Command("replay.commands.refresh:refresh", "Write the warm-up file of each new model version, once."),
     "host": Command("replay.commands.host:host", "Serve a SavedModel locally by the servers' own rules."),
 }
+
+#: These serve until SIGTERM and handle it themselves.
+SERVING: Final = frozenset({"proxy", "host"})
+#: Packages that only ``warmtap[tensorflow]`` brings.
+EXTRA: Final = frozenset({"tensorflow", "tensorflow_serving", "grpc", "aiohttp"})
 
 
 def application(chosen: str | None) -> typer.Typer:
@@ -58,21 +65,42 @@ def _not_loaded() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point. Exit codes: 0 done, 1 a UserError (one line on stderr), 2 wrong usage; verify has its own."""
+    """Entry point. Exit codes: 0 done, 1 the user can mend it (one line on stderr), 2 wrong usage, 130 and 143 ended by
+    SIGINT and SIGTERM; verify has its own."""
     words = sys.argv[1:] if arguments is None else arguments
     chosen = next((word for word in words if not word.startswith("-")), None)
+    if chosen not in SERVING:
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         application(chosen)(words, prog_name="capture")
     except UserError as error:
-        from capture.commands.tables import printable
-
-        # A text may name what traffic named, and is one line.
-        print(f"capture: error: {printable(str(error))}", file=sys.stderr)
-        sys.exit(1)
+        _fail(str(error))
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in EXTRA:
+            raise
+        _fail(f"capture {chosen} needs {error.name}, which is not installed: pip install 'warmtap[tensorflow]'")
     except BrokenPipeError:
         # The reader of our output went away (`capture ls | head`): nothing to say, and nobody to say it to.
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        _fail(f"{place}{error.strerror or error}")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+def _terminated(*_: object) -> None:
+    """An exception, so that what is half written is cleared up on the way out."""
+    sys.exit(128 + signal.SIGTERM)
+
+
+def _fail(text: str) -> NoReturn:
+    from capture.commands.tables import printable
+
+    # A text may name what traffic named, and is one line.
+    print(f"capture: error: {printable(text)}", file=sys.stderr)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from replay import trial
+from replay.tf_protos import TensorFlowMissing
 from replay.trial import TrialError, run_trial
+from tests.support.processes import ROOT
 
 pytestmark = pytest.mark.server
 
 #: Answers by the body: ``die`` ends the process, ``last`` does so after its answer, ``bad`` is an error, ``junk`` cuts
-#: the line off.
+#: the line off, ``hang`` signals the parent and waits for ever.
 _CHILD = """
-import json, os, sys
+import json, os, signal, sys
 out, read = sys.stdout, sys.stdin.buffer
 folder = sys.argv[2]
 if folder.endswith("crash"): os._exit(3)
@@ -24,6 +30,8 @@ print(json.dumps({"level": "executor", "tensorflow": "2.21"}), flush=True)
 while len(size := read.read(4)) == 4:
     body = read.read(int.from_bytes(size, "big"))
     if body == b"die": os.kill(os.getpid(), 6)
+    if body == b"hang":
+        open(sys.argv[0] + ".pid", "w").write(str(os.getpid())); os.kill(os.getppid(), signal.SIGUSR1); signal.pause()
     if body == b"junk": out.write('{"err'); out.flush(); os._exit(0)
     if body == b"last": os.close(0); print(json.dumps({"error": ""}), flush=True); os._exit(4)
     print(json.dumps({"error": "refused" if body == b"bad" else "", "seconds": 0.5, "builds": len(body)}), flush=True)
@@ -86,3 +94,62 @@ def test_too_many_crashes_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(trial, "MAX_CRASHES", 2)
     with pytest.raises(TrialError, match=r"TensorFlow crashed on 3 records; nothing was published$"):
         run_trial(tmp_path, "tfserving", [b"die"] * 5)
+
+
+def test_an_end_from_outside_does_not_wait_for_the_child(tmp_path: Path) -> None:
+    def end(*_: object) -> None:
+        sys.exit(143)
+
+    before = signal.signal(signal.SIGUSR1, end)
+    try:
+        with pytest.raises(SystemExit):
+            run_trial(tmp_path, "tfserving", [b"a", b"hang", b"b"])
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "child.py.pid").read_text()), 0)
+
+
+def test_without_tensorflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
+    with pytest.raises(TensorFlowMissing, match=r"^TensorFlow is not installed here: pip install"):
+        run_trial(tmp_path, "tfserving", [b"a"])
+
+
+#: As it was before the script took its place.
+_COMMAND = [sys.executable, "-P", "-m", "replay.trial"]
+
+
+def test_the_child_ends_quietly_on_an_interrupt(edge: Path) -> None:
+    child = subprocess.Popen(
+        [*_COMMAND, str(edge), "tfserving"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with child:
+        assert child.stdout is not None
+        assert b'"level":' in child.stdout.readline()
+        child.send_signal(signal.SIGINT)
+        _, error = child.communicate()
+    assert child.returncode == -signal.SIGINT
+    assert b"Traceback" not in error
+
+
+def test_the_child_ends_quietly_when_nobody_listens(edge: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [*_COMMAND, str(edge), "tfserving"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writing)
+    assert done.returncode == -signal.SIGPIPE
+    for word in (b"Traceback", b"BrokenPipe", b"Exception ignored"):
+        assert word not in done.stderr
