@@ -54,6 +54,7 @@ TABLE: Final[tuple[Counter, ...]] = (
     Counter("tap_lost_flows", "relay", "Flows of which the capture worker missed bytes"),
     Counter("tap_detached", "relay", "Times the tap lost its capture worker"),
     Counter("relay_log_dropped", "relay", "Log lines of the relay that were dropped to keep it from waiting"),
+    Counter("worker_ready", "worker", "Times a capture worker had its store open and began to read"),
     Counter("requests_observed", "worker", "Requests read completely, of any kind"),
     Counter("requests_proven", "worker", "Captured calls that the server answered with success"),
     Counter("requests_unproven", "worker", "Captured calls that may have run and failed or were cut off"),

@@ -165,6 +165,7 @@ class Worker:
         poll.register(self._socket, select.POLLIN)
         status = 0
         say(logging.INFO, "reading", store=self._config.store)
+        self._counters.add("worker_ready")
         self._flush()
         while True:
             waiting = self._dirty or not self._writer.idle.is_set() or self._writer.error is not None

@@ -105,11 +105,19 @@ async def run(config: RelayConfig, control: socket.socket, counters: Counters) -
             message, fds, _, _ = socket.recv_fds(control, 64, 4)
         except BlockingIOError:
             return
-        if message == TAP and fds:
-            tap.attach(socket.socket(fileno=fds[0]))
-        else:  # STOP, or EOF
+        except ConnectionError:  # the supervisor was killed with something unread
+            message, fds = b"", []
+        if message in (STOP, b""):
             loop.remove_reader(control)
             stopping.set()
+        elif message == TAP and fds:
+            tap.attach(socket.socket(fileno=fds[0]))
+        else:
+            # No descriptor was free for it, or the two are of different versions. The flows go on; the worker finds
+            # its tap closed, and the next one gets a new one.
+            log.error("control message without use", extra={"fields": {"length": len(message), "fds": len(fds)}})
+            for fd in fds:
+                os.close(fd)
 
     control.setblocking(False)
     loop.add_reader(control, on_control)

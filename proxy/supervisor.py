@@ -30,6 +30,7 @@ from proxy.child import Child
 from proxy.logs import LineSink
 from proxy.relay import BACKLOG
 from proxy.relay_main import READY, STOP, TAP, RelayConfig, RelayListener
+from proxy.watch import CaptureWatch, Line, summary
 
 log = logging.getLogger("supervisor")
 
@@ -45,6 +46,8 @@ WORKER_GRACE: Final = WORKER_CLOSE_SECONDS + 4.0
 #: Seconds beyond shutdown_timeout that the relay may take to stop, and a starting relay to say ready.
 RELAY_GRACE: Final = 5.0
 WORKER_NICE: Final = 10
+#: Seconds between looks at the counters.
+WATCH_INTERVAL: Final = 1.0
 
 
 class Backoff:
@@ -119,6 +122,8 @@ class Supervisor:
         #: The relay's end of the tap, while there is no relay to send it to.
         self._tap: socket.socket | None = None
         self._told_ready = False
+        #: ``worker_ready`` when the worker was started: above it, this one reads.
+        self._ready_before = 0
 
     async def run(self) -> int:
         """0 after a clean stop."""
@@ -127,20 +132,23 @@ class Supervisor:
             loop.add_signal_handler(signum, self._stop.set)
         relay = loop.create_task(self._keep_relay())
         worker = loop.create_task(self._keep_worker())
+        watch = loop.create_task(self._watch())
         stop = loop.create_task(self._stop.wait())
         try:
             # The keepers end only when told to, or by a mistake of ours.
-            await asyncio.wait({relay, worker, stop}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({relay, worker, watch, stop}, return_when=asyncio.FIRST_COMPLETED)
             self._stop.set()
             log.info("stopping")
             await relay
             await worker
+            await watch
         finally:
-            for task in (relay, worker, stop):
+            for task in (relay, worker, watch, stop):
                 task.cancel()
             for child in (self._relay, self._worker):
                 if child is not None:
                     child.signal_kill()
+        self._say(summary(self._counters.snapshot()))
         log.info("stopped", extra={"fields": {"log_lines_dropped": self._sink.dropped}})
         return 0
 
@@ -199,9 +207,14 @@ class Supervisor:
                 self._send_tap()
                 self._tell_ready()
                 await asyncio.wait({ended, stop}, return_when=asyncio.FIRST_COMPLETED)
-            elif not ended.done() and not stop.done():
-                log.error("relay is not ready in time", extra={"fields": {"seconds": RELAY_GRACE}})
-                child.signal_kill()
+            elif not stop.done():
+                if not hello.done() and not ended.done():
+                    log.error("relay is not ready in time", extra={"fields": {"seconds": RELAY_GRACE}})
+                    child.signal_kill()
+                # Otherwise it closed its end: it is about to end by itself.
+                await asyncio.wait({ended, stop}, timeout=RELAY_GRACE, return_when=asyncio.FIRST_COMPLETED)
+                if not ended.done() and not stop.done():
+                    child.signal_kill()
             hello.cancel()
             if stop.done() and not ended.done():
                 await self._stop_relay(ours, child, ended)
@@ -242,6 +255,7 @@ class Supervisor:
     async def _run_worker(self) -> None:
         """Start one worker with a tap of its own, and return when it has ended."""
         loop = asyncio.get_running_loop()
+        self._ready_before = self._counters.snapshot()["worker_ready"]
         ours, theirs = socket.socketpair()
         config_fd = inherited(self._worker_config)
         try:
@@ -304,6 +318,23 @@ class Supervisor:
 
     # -- both
 
+    def _reading(self) -> bool:
+        """Whether there is a worker that has begun to read."""
+        return self._worker is not None and self._counters.snapshot()["worker_ready"] > self._ready_before
+
+    async def _watch(self) -> None:
+        """Say what the capture does not: a worker that cannot start, losses that the store does not hear of."""
+        clock = asyncio.get_running_loop().time
+        watch = CaptureWatch(clock())
+        while not self._stop.is_set():
+            for line in watch.look(clock(), self._reading(), self._counters.snapshot()):
+                self._say(line)
+            await self._pause(WATCH_INTERVAL)
+
+    @staticmethod
+    def _say(line: Line) -> None:
+        log.log(line.level, line.message, extra={"fields": line.fields})
+
     async def _pause(self, seconds: float) -> None:
         if seconds:
             with contextlib.suppress(TimeoutError):
@@ -314,4 +345,7 @@ class Supervisor:
         if self._told_ready or self._control is None or self._worker is None:
             return
         self._told_ready = True
-        log.info("ready", extra={"fields": {"listeners": ",".join(bound_name(sock) for sock in self._sockets)}})
+        listeners = ",".join(bound_name(sock) for sock in self._sockets)
+        # Traffic does not wait for the capture; its worker says "reading" when it does.
+        capture = "reading" if self._reading() else "starting"
+        log.info("ready", extra={"fields": {"listeners": listeners, "capture": capture}})

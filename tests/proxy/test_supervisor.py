@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import gc
 import hashlib
 import http.client
 import http.server
+import logging
 import os
 import random
+import re
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from proxy.supervisor import Backoff
+from capture.config import WorkerConfig
+from capture.counters import Counters
+from proxy import relay_main
+from proxy.logs import LineSink
+from proxy.relay_main import RelayConfig
+from proxy.supervisor import Backoff, Supervisor
+from proxy.watch import LOSSES, STARTS, CaptureWatch, summary
 from tests.support import net_sidecar
 from tests.support.net_relay import receive_all, receive_until_end, server
 from tests.support.net_sidecar import Sidecar, wait_gone
@@ -316,6 +327,123 @@ def test_an_address_in_use_is_one_line(tmp_path: Path) -> None:
         with Sidecar("--listen", address, "--upstream", "127.0.0.1:1", cwd=tmp_path) as sidecar:
             assert sidecar.process.wait(PATIENCE) == 1
     assert sidecar.lines == [f"capture proxy: cannot listen on {address}: Address already in use"]
+
+
+class StopWhen(logging.Handler):
+    """Stops a supervisor in this process at a log line; keeps all of them."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__()
+        self.supervisor: Supervisor | None = None
+        self.seen: list[logging.LogRecord] = []
+        self._message = message
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.seen.append(record)
+        if record.getMessage() == self._message:
+            assert self.supervisor is not None
+            self.supervisor._stop.set()
+
+    def messages(self) -> list[str]:
+        return [record.getMessage() for record in self.seen]
+
+
+async def test_a_relay_that_dies_before_it_is_ready_died_and_was_not_late() -> None:
+    lines, log = StopWhen("relay died"), logging.getLogger("supervisor")
+    log.addHandler(lines)
+    lines.supervisor = Supervisor(
+        sockets=[],
+        upstreams=[],
+        relay=RelayConfig(generation=0, listeners=()),
+        worker=WorkerConfig("s", "run", ()),
+        counters=Counters.create(),
+        sink=LineSink(),
+        relay_command=(sys.executable, "-c", "raise SystemExit(3)"),
+        worker_command=(sys.executable, "-c", ""),
+    )
+    try:
+        assert await lines.supervisor.run() == 0
+    finally:
+        log.removeHandler(lines)
+    (died,) = [record for record in lines.seen if record.getMessage() == "relay died"]
+    assert died.fields["status"] == 3  # type: ignore[attr-defined]
+    assert "relay is not ready in time" not in lines.messages()
+
+
+async def test_a_tap_message_without_its_descriptor_does_not_stop_the_relay(caplog: pytest.LogCaptureFixture) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    counters, loop, thresholds = Counters.create(), asyncio.get_running_loop(), gc.get_threshold()
+    relay = loop.create_task(relay_main.run(RelayConfig(generation=0, listeners=()), theirs, counters))
+    try:
+        async with asyncio.timeout(PATIENCE):
+            assert await loop.sock_recv(ours, 64) == relay_main.READY
+            ours.send(relay_main.TAP)
+            reader, writer = socket.socketpair()
+            with reader, writer:
+                reader.setblocking(False)
+                socket.send_fds(ours, [relay_main.TAP], [writer.fileno()])
+                assert await loop.sock_recv(reader, 1)
+                ours.send(relay_main.STOP)
+                await relay
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*thresholds)
+        ours.close()
+        theirs.close()
+    assert [record.getMessage() for record in caplog.records] == ["control message without use"]
+
+
+def test_a_capture_that_does_not_run_is_said_and_the_proxy_serves(tmp_path: Path, model: str) -> None:
+    (tmp_path / "store").mkdir()
+    with Sidecar("--listen", "127.0.0.1:0", "--upstream", model, "--store", "store", cwd=tmp_path) as sidecar:
+        with Load(sidecar.ready()[0]) as load:
+            load.more(20)
+        sidecar.wait_for("capture is not running: see the worker's lines above")
+    (line,) = [line for line in sidecar.lines if "capture summary" in line]
+    assert "level=warning" in line
+    assert re.search(r"flows_opened=[1-9]\d* requests_observed=0 .*tap_lost_client_bytes=[1-9].* worker_starts=", line)
+    assert any("msg=ready" in line and line.endswith(" capture=starting") for line in sidecar.lines)
+
+
+def test_a_run_without_losses_says_so_at_its_end(tmp_path: Path, model: str) -> None:
+    with Sidecar("--listen", "127.0.0.1:0", "--upstream", model, "--store", "s", cwd=tmp_path) as sidecar:
+        (port,) = sidecar.ready()
+        sidecar.wait_for("msg=reading")
+        with Load(port) as load:
+            load.more(20)
+        assert balanced(sidecar)["worker_ready"] == 1
+    (line,) = [line for line in sidecar.lines if "capture summary" in line]
+    assert "level=info" in line
+    assert re.search(r"requests_observed=[1-9]\d* requests_proven=0$", line)
+
+
+def test_losses_are_said_once_a_minute_and_only_when_they_change() -> None:
+    counters = Counters.create()
+    watch = CaptureWatch(0.0)
+
+    def look(now: float, reading: bool = True) -> list[tuple[str, dict[str, int]]]:
+        return [(line.message, line.fields) for line in watch.look(now, reading, counters.snapshot())]
+
+    for name in STARTS:
+        counters.add(name)
+    assert look(1) == look(60) == []
+    counters.add("store_failures", 2)
+    counters.add("worker_starts")
+    assert look(61) == []
+    assert look(120) == [("capture lost", {"store_failures": 2, "worker_starts": 2})]
+    assert look(180) == look(240) == []
+    counters.add("requests_missed")
+    assert look(300) == [("capture lost", {"requests_missed": 1, "store_failures": 2, "worker_starts": 2})]
+    assert summary(counters.snapshot()).fields["requests_missed"] == 1
+    assert {*LOSSES, *STARTS} <= set(counters.snapshot())
+
+
+def test_a_worker_that_does_not_read_is_said_once_each_time() -> None:
+    zero = Counters.create().snapshot()
+    watch = CaptureWatch(0.0)
+    said = [(now, bool(watch.look(now, now in (15, 16), zero))) for now in range(40)]
+    assert [now for now, spoken in said if spoken] == [10, 27]
 
 
 def test_restarts_wait_longer_while_a_child_dies_quickly() -> None:

@@ -22,6 +22,7 @@ def main() -> None:
         msgspec.json.decode(file.read(), type=WorkerConfig)
     counters = Counters(options.counters_fd)
     reader = tap.TapReader(socket.socket(fileno=options.tap_fd), counters.slots)
+    counters.add("worker_ready")
     position: dict[tuple[int, int], int] = {}
     while (frames := reader.read()) is not None:
         for kind, flow, offset, payload in frames:

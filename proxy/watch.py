@@ -1,0 +1,80 @@
+"""What the supervisor says of the capture: that it does not run, and what it lost. Pure: counters in, lines out.
+
+The counters reach users through the store as well, but not while the store is what fails.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+#: Counters that say that something was not captured.
+LOSSES: Final = (
+    "tap_lost_client_bytes",
+    "tap_lost_server_bytes",
+    "tap_lost_flows",
+    "tap_detached",
+    "requests_lost",
+    "requests_missed",
+    "requests_oversized",
+    "signatures_turned_away",
+    "flows_blind",
+    "store_failures",
+    "store_dropped",
+    "relay_log_dropped",
+)
+#: Counters that are 1 in a run without trouble.
+STARTS: Final = ("relay_starts", "worker_starts")
+#: Seconds between two looks at the losses.
+LOSS_INTERVAL: Final = 60.0
+#: Seconds that a worker may take to begin to read.
+READING_SECONDS: Final = 10.0
+
+
+class Line(NamedTuple):
+    """One log line."""
+
+    level: int
+    message: str
+    fields: dict[str, int]
+
+
+class CaptureWatch:
+    """To be asked every second or so."""
+
+    def __init__(self, now: float) -> None:
+        self._not_reading_since: float | None = now
+        self._warned = False
+        self._next_losses = now + LOSS_INTERVAL
+        self._said: dict[str, int] = {}
+
+    def look(self, now: float, reading: bool, counters: Mapping[str, int]) -> list[Line]:
+        """``reading``: there is a worker, and it has its store open and reads the tap."""
+        lines = []
+        if reading:
+            self._not_reading_since, self._warned = None, False
+        elif self._not_reading_since is None:
+            self._not_reading_since = now
+        elif now - self._not_reading_since >= READING_SECONDS and not self._warned:
+            self._warned = True
+            lines.append(Line(logging.WARNING, "capture is not running: see the worker's lines above", {}))
+        if now >= self._next_losses:
+            self._next_losses = now + LOSS_INTERVAL
+            if (lost := losses(counters)) != self._said:
+                self._said = lost
+                lines.append(Line(logging.WARNING, "capture lost", lost))
+        return lines
+
+
+def losses(counters: Mapping[str, int]) -> dict[str, int]:
+    """The losses that are not zero, and the starts beyond the first."""
+    found = {name: counters[name] for name in LOSSES if counters[name]}
+    return found | {name: counters[name] for name in STARTS if counters[name] > 1}
+
+
+def summary(counters: Mapping[str, int]) -> Line:
+    """The line for the end of a run."""
+    seen = {name: counters[name] for name in ("flows_opened", "requests_observed", "requests_proven")}
+    lost = losses(counters)
+    return Line(logging.WARNING if lost else logging.INFO, "capture summary", seen | lost)
