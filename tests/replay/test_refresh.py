@@ -8,13 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from capture.dialects.base import Route
+from capture.dialects.table import BY_NAME
 from capture.export.manifest import MANIFEST_SUFFIX
 from capture.export.tfrecord import WARMUP_PATH, read_records
 from capture.schema import messages
+from capture.store.base import Batch, open_store
 from replay.trial import run_trial
 from tests.replay.test_signature_matrix import tfserving
 from tests.replay.test_verify import fill
 from tests.support.processes import capture
+from tests.support.stores import add, sample
 from tests.support.tf_host import HostProcess
 from tests.support.tf_models import private_copy
 
@@ -53,6 +57,26 @@ def test_a_new_version_gets_a_file_with_what_runs_on_it(edge: Path, tmp_path: Pa
     # And the server loads it.
     with HostProcess(model, "--model-name=edge") as host:
         assert host.builds == len(RUNS)
+
+
+def test_a_request_that_fails_is_replaced_by_one_of_another_version(edge: Path, tmp_path: Path) -> None:
+    model = private_copy(edge, tmp_path, version=4)
+    store = fill(tmp_path / "store", "tfserving", [FAILS], [])
+    signature = BY_NAME["tfserving-grpc"].read(Route(BY_NAME["tfserving-grpc"], "Predict", "edge", ""), FAILS).signature
+    batch = Batch("run")
+    works = tfserving([], signature="checked", value=1.0)
+    # Older, and so the second choice.
+    add(batch, signature, version="2", body=works, at=sample(FAILS).captured_at - 1)
+    source = open_store(str(store))
+    source.apply(batch)
+    source.close()
+    done = refresh(model.parent, store)
+    assert done.returncode == 0, done.stderr
+    assert "version 4: 1 records, each run on it with TensorFlow" in done.stdout
+    assert "does not run on version 4: INVALID_ARGUMENT" in done.stdout
+    assert "; another request of the same executor is in the file" in done.stdout
+    with HostProcess(model, "--model-name=edge") as host:
+        assert host.builds == 1
 
 
 def test_a_version_that_has_a_file_is_left_alone(edge: Path, tmp_path: Path) -> None:
