@@ -88,6 +88,7 @@ class Flow:
     __slots__ = (
         "_connecting",
         "_early",
+        "_finished",
         "_first_byte_timer",
         "_listener",
         "_shared",
@@ -115,6 +116,7 @@ class Flow:
         self.server = ServerSide(self)
         self.tap = shared.tap
         self.reason = ""
+        self._finished = False
 
     # -- beginning
 
@@ -269,6 +271,10 @@ class Flow:
         self.server.reset()
 
     def _finish(self) -> None:
+        if self._finished:
+            # The server accepted after all: the cancel came too late, and its connection was reset as well.
+            return
+        self._finished = True
         self._cancel_timers()
         shared = self._shared
         shared.slots[_CLOSED[self.reason]] += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import random
 import socket
@@ -14,6 +15,7 @@ import pytest
 from capture import tap
 from proxy.address import Address
 from proxy.flow import Deadlines
+from proxy.upstream import Upstream
 from tests.support.net_relay import (
     RelayThread,
     receive_all,
@@ -342,6 +344,67 @@ def test_a_stop_resets_what_remains(start: Start) -> None:
             with pytest.raises(ConnectionResetError):
                 client.recv(1)
         relay.ended("shutdown")
+
+
+def closed_flows(relay: RelayThread) -> int:
+    return sum(count for name, count in relay.counters.snapshot().items() if name.startswith("flows_closed_"))
+
+
+def test_clients_that_reset_at_once_are_counted_once(start: Start) -> None:
+    """The reset meets the connect to the server at every stage of it."""
+    with server(lambda sock: receive_until_end(sock) and None) as upstream:
+        relay = start(upstream)
+        for number in range(400):
+            client = relay.connect()
+            if number % 2:
+                client.sendall(b"x")
+            reset(client)
+        until(lambda: relay.count("flows_opened") == 400 and not relay.relay.connections)
+        # A flow that would be counted again is at the latest when the next one is through.
+        with relay.connect() as client:
+            client.shutdown(socket.SHUT_WR)
+            receive_until_end(client)
+        until(lambda: closed_flows(relay) >= 401)
+    assert closed_flows(relay) == relay.count("flows_opened") == 401
+
+
+class LateUpstream(Upstream):
+    """Connects at the moment when it is told not to."""
+
+    def __init__(self, address: Address) -> None:
+        super().__init__(address)
+        self.asked, self.connected = threading.Event(), threading.Event()
+
+    async def connect(self, loop: asyncio.AbstractEventLoop, factory: Callable[[], asyncio.Protocol]) -> None:
+        self.asked.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            # A transport that is made already is not unmade by a cancel.
+            self._late = loop.create_task(super().connect(loop, factory))
+            self._late.add_done_callback(lambda _: self.connected.set())
+            raise
+
+
+def test_a_server_that_accepts_after_the_flow_has_ended_is_counted_once(start: Start) -> None:
+    ended = threading.Event()
+
+    def handle(sock: socket.socket) -> None:
+        assert receive_until_end(sock)[0] == b""
+        ended.set()
+
+    with server(handle) as address:
+        relay = start(address)
+        upstream = LateUpstream(address)
+        listener = socket.create_server(("127.0.0.1", 0))
+        relay.call(relay.relay.listen(listener, upstream))
+        with socket.create_connection(listener.getsockname()[:2], PATIENCE):
+            assert upstream.asked.wait(PATIENCE)
+            relay.call(relay.relay.stop(0))
+            assert upstream.connected.wait(PATIENCE)
+            assert ended.wait(PATIENCE)
+        relay.call(asyncio.sleep(0))
+    assert (closed_flows(relay), relay.count("flows_opened")) == (1, 1)
 
 
 def test_names_and_unix_sockets(start: Start, tmp_path: object) -> None:
