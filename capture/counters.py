@@ -75,6 +75,20 @@ TABLE: Final[tuple[Counter, ...]] = (
     Counter("store_dropped", "worker", "Records dropped because the store was away for too long"),
 )
 
+#: Counters of what production sent and no signature stands for: part of what no warm-up file can cover.
+LOSSES: Final = (
+    "tap_lost_client_bytes",
+    "tap_lost_server_bytes",
+    "tap_lost_flows",
+    "requests_lost",
+    "requests_missed",
+    "requests_undecodable",
+    "requests_oversized",
+    "flows_undecodable",
+    "flows_blind",
+    "signatures_turned_away",
+    "store_dropped",
+)
 NAMES: Final = tuple(row.name for row in TABLE)
 SLOT: Final = {name: number for number, name in enumerate(NAMES)}
 

@@ -9,21 +9,10 @@ import logging
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-#: Counters that say that something was not captured.
-LOSSES: Final = (
-    "tap_lost_client_bytes",
-    "tap_lost_server_bytes",
-    "tap_lost_flows",
-    "tap_detached",
-    "requests_lost",
-    "requests_missed",
-    "requests_oversized",
-    "signatures_turned_away",
-    "flows_blind",
-    "store_failures",
-    "store_dropped",
-    "relay_log_dropped",
-)
+from capture.counters import LOSSES as NOT_CAPTURED
+
+#: What was not captured, and what hints at it.
+LOSSES: Final = (*NOT_CAPTURED, "tap_detached", "store_failures", "relay_log_dropped")
 #: Counters that are 1 in a run without trouble.
 STARTS: Final = ("relay_starts", "worker_starts")
 #: Seconds between two looks at the losses.

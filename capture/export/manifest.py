@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from capture.counters import LOSSES
 from capture.export.base import Format, OutFile, Selection
 from capture.store.base import StoredSignature
 
@@ -16,25 +17,10 @@ MANIFEST_VERSION: Final = 1
 MANIFEST_SUFFIX: Final = ".manifest.json"
 MANIFEST_NAME: Final = "manifest.json"
 
-#: Counters of requests that were sent and that no signature stands for: part of what a file cannot cover.
-_LOSSES: Final = (
-    "tap_lost_client_bytes",
-    "tap_lost_server_bytes",
-    "tap_lost_flows",
-    "requests_lost",
-    "requests_missed",
-    "requests_undecodable",
-    "requests_oversized",
-    "flows_undecodable",
-    "flows_blind",
-    "signatures_turned_away",
-    "store_dropped",
-)
-
 
 def losses(counters: Mapping[str, int]) -> dict[str, int]:
     """What production sent and warmtap did not see or could not keep, by counter."""
-    return {name: counters.get(name, 0) for name in _LOSSES}
+    return {name: counters.get(name, 0) for name in LOSSES}
 
 
 class Calls(NamedTuple):
