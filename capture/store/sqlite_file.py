@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import stat
+import time
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +18,8 @@ APPLICATION_ID: Final = 0x77746170
 SCHEMA_VERSION: Final = 1
 #: How long a writer waits for another one, milliseconds.
 BUSY_TIMEOUT_MS: Final = 5000
+#: Seconds between attempts to open a store that others open in the same moment.
+RETRY_SECONDS: Final = 0.02
 
 _SCHEMA: Final = """
 CREATE TABLE signatures (
@@ -56,14 +60,34 @@ def open_file(path: Path, *, create: bool) -> sqlite3.Connection:
     """Open or create it. Raises StoreError with the remedy: absent, no warmtap store, of a newer warmtap."""
     if create:
         try:
-            # Created here so that it is never readable by others, not for a moment; -wal and -shm take after it.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            # Created here so that it is never readable by others, not for a moment; -wal and -shm take after it. Only
+            # where it is not there: closing any descriptor of it would drop the locks of this process (sqlite.org,
+            # "How To Corrupt An SQLite Database File", 2.2).
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            _must_be_a_file(path)
+            if not os.access(path, os.R_OK | os.W_OK):
+                raise StoreError(f"store {path}: {os.strerror(errno.EACCES)}") from None
         except OSError as error:
             raise StoreError(f"store {path}: {error.strerror}") from None
         except ValueError as error:
             raise StoreError(f"store {str(path)!r}: {error}") from None
     else:
         _must_be_a_file(path)
+    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            return _connect(path, create=create)
+        except sqlite3.Error as error:
+            # Where waiting could not end (two that turn the same file to WAL), SQLite says so at once and waits for
+            # nobody: the other one is done in a moment.
+            if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                raise StoreError(f"store {path}: {_explained(error)}") from None
+            time.sleep(RETRY_SECONDS)
+
+
+def _connect(path: Path, *, create: bool) -> sqlite3.Connection:
+    """One attempt. Raises StoreError, sqlite3.Error."""
     connection = None
     try:
         connection = sqlite3.connect(
@@ -74,11 +98,7 @@ def open_file(path: Path, *, create: bool) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute("PRAGMA foreign_keys=ON")
         _prepare(connection)
-    except sqlite3.Error as error:
-        if connection is not None:
-            connection.close()
-        raise StoreError(f"store {path}: {_explained(error)}") from None
-    except StoreError:
+    except (sqlite3.Error, StoreError):
         if connection is not None:
             connection.close()
         raise
