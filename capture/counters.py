@@ -1,8 +1,9 @@
 """Counters in shared memory: each process adds to slots of its own, and a process that dies takes none with it.
 
-One anonymous file (``memfd_create``) holds an array of unsigned 64-bit integers, one a row of :data:`TABLE`. The
-supervisor creates it and hands the descriptor to the relay and the capture worker. A slot has one writer (its owner),
-so no lock is needed. Memory, not a file on disk: a full disk must not turn a counter into SIGBUS on the data path.
+One anonymous file (``memfd_create``) holds an array of unsigned 64-bit integers, one a row of :data:`TABLE`, for each
+pair of relay and capture worker. The supervisor creates it and hands the descriptor and the pair's number to both. A
+slot has one writer (its owner), so no lock is needed. Memory, not a file on disk: a full disk must not turn a counter
+into SIGBUS on the data path.
 """
 
 from __future__ import annotations
@@ -14,12 +15,18 @@ from typing import Final, Literal, NamedTuple
 Owner = Literal["supervisor", "relay", "worker"]
 
 
+#: ``count`` only grows. A gauge is overwritten; over several pairs it is added up (``sum``) or its largest value taken
+#: (``max``).
+Kind = Literal["count", "sum", "max"]
+
+
 class Counter(NamedTuple):
     """One row of the table. ``help`` is the sentence that users read."""
 
     name: str
     owner: Owner
     help: str
+    kind: Kind = "count"
 
 
 #: How a flow ended, as counted in ``flows_closed_<reason>``.
@@ -34,8 +41,32 @@ FLOW_END_REASONS: Final = (
     "closing_timeout",  # unsent data and a peer that does not read
     "peer_gone",  # keep-alive or TCP_USER_TIMEOUT found the peer gone
     "limit",  # over max_connections
-    "shutdown",  # the relay was stopped
+    "tls_failed",  # a TLS handshake failed, on either side, or a record could not be read
+    "tls_timeout",  # the client's TLS handshake did not end in time
+    "idle_timeout",  # nothing moved for idle_timeout (off by default)
+    "drained",  # idle while the relay was stopping
+    "shutdown",  # still busy when the relay had to stop
 )
+
+#: Upper bounds in seconds of the buckets of two histograms; one bucket more holds what is above. Slots are named
+#: ``<histogram>_<number of the bucket>``, and ``<histogram>_us`` holds the sum in microseconds.
+HISTOGRAMS: Final = {
+    "connect": (0.0005, 0.002, 0.01, 0.05, 0.25, 1.0, 5.0),
+    "loop_lag": (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0),
+}
+_HISTOGRAM_HELP: Final = {
+    "connect": "Connects to the model server",
+    "loop_lag": "How late the relay's loop was for a timer, four times a second",
+}
+
+
+def _histogram(name: str) -> list[Counter]:
+    bounds = (*(f"at most {bound:g} s" for bound in HISTOGRAMS[name]), "longer")
+    rows = [
+        Counter(f"{name}_{number}", "relay", f"{_HISTOGRAM_HELP[name]}: {text}") for number, text in enumerate(bounds)
+    ]
+    return [*rows, Counter(f"{name}_us", "relay", f"{_HISTOGRAM_HELP[name]}: sum in microseconds")]
+
 
 #: The one table of counters. A row may be added anywhere: slots are numbered per run, never stored by number.
 TABLE: Final[tuple[Counter, ...]] = (
@@ -53,6 +84,13 @@ TABLE: Final[tuple[Counter, ...]] = (
     Counter("tap_lost_server_bytes", "relay", "Server bytes that the capture worker never got"),
     Counter("tap_lost_flows", "relay", "Flows of which the capture worker missed bytes"),
     Counter("tap_detached", "relay", "Times the tap lost its capture worker"),
+    Counter("relay_beats", "relay", "Heartbeats of the relay, four a second"),
+    *_histogram("connect"),
+    *_histogram("loop_lag"),
+    Counter("flows_open", "relay", "Client connections open now", "sum"),
+    Counter("tap_attached", "relay", "Taps with a capture worker at their end", "sum"),
+    Counter("tap_queued_bytes", "relay", "Bytes that wait in the relay for the capture worker", "sum"),
+    Counter("tap_queued_frames", "relay", "Frames that wait in the relay for the capture worker", "sum"),
     Counter("relay_log_dropped", "relay", "Log lines of the relay that were dropped to keep it from waiting"),
     Counter("worker_ready", "worker", "Times a capture worker had its store open and began to read"),
     Counter("requests_observed", "worker", "Requests read completely, of any kind"),
@@ -65,6 +103,7 @@ TABLE: Final[tuple[Counter, ...]] = (
     Counter("requests_ignored", "worker", "Requests that are no model call (metadata, health, other paths)"),
     Counter("requests_oversized", "worker", "Requests whose body was over the limit and could not be kept"),
     Counter("requests_lost", "worker", "Requests of which bytes were missed by the tap"),
+    Counter("requests_shed", "worker", "Requests passed over, chosen at random, because the worker was behind"),
     Counter("requests_missed", "worker", "Requests that passed unseen (estimated: in gaps and before a joined flow)"),
     Counter("flows_undecodable", "worker", "Flows that are not readable HTTP"),
     Counter("flows_unsynced", "worker", "Flows whose framing was lost by missed bytes"),
@@ -73,6 +112,11 @@ TABLE: Final[tuple[Counter, ...]] = (
     Counter("store_writes", "worker", "Batches written to the store"),
     Counter("store_failures", "worker", "Batches that the store refused; they are tried again"),
     Counter("store_dropped", "worker", "Records dropped because the store was away for too long"),
+    Counter("worker_limit_restarts", "worker", "Times a capture worker ended by itself at 80 % of its memory"),
+    Counter("worker_lag_us", "worker", "How far the capture worker is behind the relay, in microseconds", "max"),
+    Counter("worker_memory_bytes", "worker", "Resident memory of the capture worker", "sum"),
+    Counter("worker_open_flows", "worker", "Flows that the capture worker is reading", "sum"),
+    Counter("worker_open_bytes", "worker", "Bytes of bodies that the capture worker holds", "sum"),
 )
 
 #: Counters of what production sent and no signature stands for: part of what no warm-up file can cover.
@@ -81,6 +125,7 @@ LOSSES: Final = (
     "tap_lost_server_bytes",
     "tap_lost_flows",
     "requests_lost",
+    "requests_shed",
     "requests_missed",
     "requests_undecodable",
     "requests_oversized",
@@ -93,29 +138,53 @@ NAMES: Final = tuple(row.name for row in TABLE)
 SLOT: Final = {name: number for number, name in enumerate(NAMES)}
 
 
-class Counters:
-    """A view of the shared array. ``slots[SLOT[name]] += n`` is the way to count on the data path."""
+_COUNTS: Final = tuple(row.kind == "count" for row in TABLE)
+_ROW_BYTES: Final = 8 * len(TABLE)
 
-    def __init__(self, fd: int) -> None:
-        """Map an existing descriptor. Raises ValueError if it is not as large as the table (another version)."""
-        size = 8 * len(TABLE)
-        if os.fstat(fd).st_size != size:
-            raise ValueError(f"counters: descriptor {fd} holds {os.fstat(fd).st_size} bytes, not {size}")
+
+class Counters:
+    """One pair's part of the shared array. ``slots[SLOT[name]] += n`` is the way to count on the data path."""
+
+    def __init__(self, fd: int, pair: int = 0) -> None:
+        """Map an existing descriptor. Raises ValueError if it does not hold whole tables (another version), or not this
+        pair's."""
+        size = os.fstat(fd).st_size
+        if size % _ROW_BYTES or pair >= size // _ROW_BYTES:
+            raise ValueError(f"counters: descriptor {fd} holds {size} bytes, no table of {_ROW_BYTES} for pair {pair}")
         self.fd = fd
+        self.pair = pair
         self._map = mmap.mmap(fd, size)
-        self.slots: memoryview = memoryview(self._map).cast("Q")
+        self._all = memoryview(self._map).cast("Q")
+        self.slots: memoryview = self._all[pair * len(TABLE) : (pair + 1) * len(TABLE)]
 
     @classmethod
-    def create(cls) -> Counters:
+    def create(cls, pairs: int = 1) -> Counters:
         """A fresh array of zeros in anonymous memory; the descriptor is inheritable only through ``pass_fds``."""
         fd = os.memfd_create("warmtap-counters", os.MFD_CLOEXEC)
-        os.ftruncate(fd, 8 * len(TABLE))
+        os.ftruncate(fd, _ROW_BYTES * pairs)
         return cls(fd)
+
+    def of(self, pair: int) -> Counters:
+        """The view of another pair."""
+        return Counters(self.fd, pair)
 
     def add(self, name: str, n: int = 1) -> None:
         """Add ``n`` to a counter that this process owns."""
         self.slots[SLOT[name]] += n
 
+    def put(self, name: str, value: int) -> None:
+        """Overwrite a gauge that this process owns."""
+        self.slots[SLOT[name]] = value
+
     def snapshot(self) -> dict[str, int]:
-        """All counters by name."""
-        return dict(zip(NAMES, self.slots.tolist(), strict=True))
+        """This pair's counters by name, without the gauges."""
+        values = self.slots.tolist()
+        return {name: value for name, value, count in zip(NAMES, values, _COUNTS, strict=True) if count}
+
+    def total(self) -> dict[str, int]:
+        """Counters and gauges by name, over all pairs."""
+        values, width = self._all.tolist(), len(TABLE)
+        return {
+            row.name: max(values[number::width]) if row.kind == "max" else sum(values[number::width])
+            for number, row in enumerate(TABLE)
+        }

@@ -12,13 +12,12 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from capture.config import WorkerConfig
 from capture.counters import Counters
 from capture.logline import LineFormatter
 from capture.store.base import store_path
 from proxy import address
+from proxy.configs import relay_config, worker_config
 from proxy.logs import LineSink, SinkHandler
-from proxy.relay_main import RelayConfig
 from proxy.settings import DEFAULT_STORE, Capture, Listener, Settings, SettingsError, check, load
 from proxy.supervisor import WORKER_COMMAND, Supervisor, bind
 
@@ -94,37 +93,11 @@ def run(settings: Settings, worker_command: tuple[str, ...] = WORKER_COMMAND) ->
     handler = SinkHandler(sink)
     handler.setFormatter(LineFormatter("supervisor"))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
-    relay, capture = settings.relay, settings.capture
     supervisor = Supervisor(
         sockets=sockets,
         upstreams=[str(address.parse(listener.upstream)) for listener in settings.listeners],
-        relay=RelayConfig(
-            generation=0,
-            listeners=(),
-            max_connections=relay.max_connections,
-            connect_timeout=relay.connect_timeout,
-            first_byte_timeout=relay.first_byte_timeout,
-            half_closed_timeout=relay.half_closed_timeout,
-            closing_timeout=relay.closing_timeout,
-            keepalive_idle=relay.keepalive_idle,
-            keepalive_interval=relay.keepalive_interval,
-            tcp_user_timeout=relay.tcp_user_timeout,
-            resolve_interval=relay.resolve_interval,
-            shutdown_timeout=relay.shutdown_timeout,
-            tap_bytes=settings.tap.buffer_bytes,
-            tap_frames=settings.tap.buffer_frames,
-            log_level=settings.log_level,
-        ),
-        worker=WorkerConfig(
-            store=capture.store,
-            run=secrets.token_hex(8),
-            listeners=settings.listener_configs(),
-            limits=capture.limits,
-            refresh_after=capture.refresh_after,
-            retention=capture.retention,
-            flush_interval=capture.flush_interval,
-            log_level=settings.log_level,
-        ),
+        relay=relay_config(settings),
+        worker=worker_config(settings, secrets.token_hex(8)),
         counters=Counters.create(),
         sink=sink,
         worker_command=worker_command,

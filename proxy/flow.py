@@ -43,6 +43,10 @@ class Deadlines(NamedTuple):
     half_closed: float = 600.0
     #: Both sides have ended and what is unsent does not get less.
     closing: float = 30.0
+    #: From accept until the client's TLS handshake is complete.
+    tls_handshake: float = 10.0
+    #: Nothing has moved in either direction for this long.
+    idle: float = 0.0
 
 
 class KeepAlive(NamedTuple):

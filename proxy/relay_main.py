@@ -1,7 +1,6 @@
 """The relay process. Started by the supervisor with inherited descriptors: configuration (JSON), control, counters.
 
-Control is a SOCK_SEQPACKET pair. The relay says ``ready`` once it accepts; the supervisor says ``tap`` with a socket
-attached (SCM_RIGHTS) when a new worker reads, and ``stop``.
+What the two say to each other afterwards is in :mod:`proxy.control`.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from capture.counters import SLOT, Counters
 from capture.logline import LineFormatter
 from capture.tap_writer import TapWriter
 from proxy import address
+from proxy import control as said
 from proxy.flow import Deadlines, KeepAlive
 from proxy.logs import PipeHandler
 from proxy.relay import Relay, raise_descriptor_limit
@@ -28,13 +28,29 @@ from proxy.upstream import Upstream
 
 log = logging.getLogger("relay")
 
-READY = b"ready"
-TAP = b"tap"
-STOP = b"stop"
 #: Flow ids of one relay process; the generation stands above.
 GENERATION_BITS = 40
 #: Seconds that the last frames may take to reach a worker that reads.
 TAP_DRAIN_SECONDS = 1.0
+
+
+class RelayTls(msgspec.Struct, frozen=True):
+    """TLS on the client's side of a listener: PEM files by path. An empty ``client_ca`` asks for no certificate."""
+
+    certificate: str
+    key: str
+    client_ca: str = ""
+    alpn: tuple[str, ...] = ()
+
+
+class RelayUpstreamTls(msgspec.Struct, frozen=True):
+    """TLS towards the model server: PEM files by path, empty for none (``ca``: the system's)."""
+
+    ca: str = ""
+    server_name: str = ""
+    verify: bool = True
+    certificate: str = ""
+    key: str = ""
 
 
 class RelayListener(msgspec.Struct, frozen=True):
@@ -42,6 +58,8 @@ class RelayListener(msgspec.Struct, frozen=True):
 
     fd: int
     upstream: str
+    tls: RelayTls | None = None
+    upstream_tls: RelayUpstreamTls | None = None
 
 
 class RelayConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +76,9 @@ class RelayConfig(msgspec.Struct, frozen=True, kw_only=True):
     keepalive_interval: int = KeepAlive().interval
     tcp_user_timeout: float = KeepAlive().user_timeout
     resolve_interval: float = 30.0
+    tls_handshake_timeout: float = Deadlines().tls_handshake
+    idle_timeout: float = Deadlines().idle
+    drain_quiet: float = 1.0
     shutdown_timeout: float = 10.0
     tap_bytes: int = 64 << 20
     tap_frames: int = 16384
@@ -94,7 +115,12 @@ async def run(config: RelayConfig, control: socket.socket, counters: Counters) -
         counters.slots,
         max_connections=min(config.max_connections or fit, fit),
         deadlines=Deadlines(
-            config.connect_timeout, config.first_byte_timeout, config.half_closed_timeout, config.closing_timeout
+            config.connect_timeout,
+            config.first_byte_timeout,
+            config.half_closed_timeout,
+            config.closing_timeout,
+            config.tls_handshake_timeout,
+            config.idle_timeout,
         ),
         keep_alive=KeepAlive(config.keepalive_idle, config.keepalive_interval, config.tcp_user_timeout),
     )
@@ -102,15 +128,15 @@ async def run(config: RelayConfig, control: socket.socket, counters: Counters) -
 
     def on_control() -> None:
         try:
-            message, fds, _, _ = socket.recv_fds(control, 64, 4)
+            message, fds, _, _ = socket.recv_fds(control, said.MAX_MESSAGE, 4)
         except BlockingIOError:
             return
         except ConnectionError:  # the supervisor was killed with something unread
             message, fds = b"", []
-        if message in (STOP, b""):
+        if message in (said.DRAIN, b""):
             loop.remove_reader(control)
             stopping.set()
-        elif message == TAP and fds:
+        elif message == said.TAP and fds:
             tap.attach(socket.socket(fileno=fds[0]))
         else:
             # No descriptor was free for it, or the two are of different versions. The flows go on; the worker finds
@@ -124,7 +150,7 @@ async def run(config: RelayConfig, control: socket.socket, counters: Counters) -
     for listener in config.listeners:
         upstream = Upstream(address.parse(listener.upstream), resolve_interval=config.resolve_interval)
         await relay.listen(socket.socket(fileno=listener.fd), upstream)
-    control.send(READY)
+    control.send(said.READY)
     # What lives now lives for good; the rest is collected rarely, since a full collection is a pause for all flows.
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)

@@ -21,17 +21,46 @@ from proxy.flow import Deadlines, KeepAlive
 LogLevel = Literal["debug", "info", "warning", "error"]
 Seconds = Annotated[float, Meta(ge=0)]
 DEFAULT_STORE = "warmtap.sqlite"
+DEFAULT_ADMIN = "127.0.0.1:8590"
 
 
 class SettingsError(ValueError):
     """What the user wrote cannot be used. One line that names the place and the remedy."""
 
 
+class ListenTls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """TLS towards clients. Files are PEM; they are read again at SIGHUP."""
+
+    certificate: Annotated[str, Meta(min_length=1, description="path of the certificate chain")]
+    key: Annotated[str, Meta(min_length=1, description="path of the private key, without a passphrase")]
+    client_ca: Annotated[
+        str, Meta(description="path of the CAs that client certificates must come from; empty asks for none")
+    ] = ""
+    alpn: Annotated[
+        tuple[str, ...], Meta(description="protocols that clients may choose; what they choose is offered upstream")
+    ] = ("h2", "http/1.1")
+
+
+class UpstreamTls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """TLS towards the model server. Files are PEM; they are read again at SIGHUP."""
+
+    ca: Annotated[
+        str, Meta(description="path of the CAs that the server's certificate must come from; empty: system")
+    ] = ""
+    server_name: Annotated[
+        str, Meta(description="name in the server's certificate, and SNI; empty: upstream's host")
+    ] = ""
+    verify: Annotated[bool, Meta(description="false accepts any certificate")] = True
+    certificate: Annotated[str, Meta(description="path of a client certificate chain; empty: none")] = ""
+    key: Annotated[str, Meta(description="path of its private key")] = ""
+
+
 class Listener(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One address to listen on and the model server behind it."""
 
     listen: Annotated[
-        str, Meta(description="host:port to accept clients on; :port is loopback only, port 0 any free port")
+        str,
+        Meta(description="host:port or unix:/path to accept clients on; :port is loopback only, port 0 any free port"),
     ]
     upstream: Annotated[str, Meta(description="host:port or unix:/path of the model server")]
     name: Annotated[str, Meta(description="shown in reports; the listen address if empty")] = ""
@@ -40,6 +69,14 @@ class Listener(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     )
     service: Annotated[str, Meta(description="EAS service name, where the path does not tell it")] = ""
     version: Annotated[str, Meta(description="model version, where neither request nor response tells it (EAS)")] = ""
+    tls: Annotated[ListenTls | None, Meta(description="TLS towards clients; without it bytes pass as they are")] = None
+    upstream_tls: Annotated[UpstreamTls | None, Meta(description="TLS towards the model server")] = None
+    socket_mode: Annotated[
+        str, Meta(pattern="^0?[0-7]{3}$", description="permissions of a Unix listener, in octal digits")
+    ] = "0600"
+    follow_upstream: Annotated[
+        bool, Meta(description="refuse clients while the model server refuses: the listener closes until it accepts")
+    ] = False
 
 
 class Relay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -76,8 +113,28 @@ class Relay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     resolve_interval: Annotated[
         Seconds, Meta(description="seconds after which an upstream name is looked up again")
     ] = 30.0
+    tls_handshake_timeout: Annotated[Seconds, Meta(description="seconds for a client's TLS handshake")] = (
+        Deadlines().tls_handshake
+    )
+    idle_timeout: Annotated[
+        Seconds,
+        Meta(
+            description="seconds without a byte in either direction; off by default, since a silent connection may "
+            "wait for a graph build"
+        ),
+    ] = Deadlines().idle
+    drain_delay: Annotated[
+        Seconds, Meta(description="seconds after SIGTERM in which clients are still accepted, while not ready")
+    ] = 5.0
+    drain_quiet: Annotated[
+        Seconds,
+        Meta(description="seconds of quiet after the server's last byte, after which a connection is closed as idle"),
+    ] = 1.0
     shutdown_timeout: Annotated[
-        Seconds, Meta(description="seconds that connections may go on after SIGTERM before they are reset")
+        Seconds, Meta(description="seconds that connections may go on after the last accept before they are reset")
+    ] = 10.0
+    heartbeat_timeout: Annotated[
+        Seconds, Meta(description="seconds without a sign of life after which a stuck relay is killed and replaced")
     ] = 10.0
 
 
@@ -104,6 +161,39 @@ class Capture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     flush_interval: Annotated[
         float, Meta(gt=0, description="seconds between two writes of counted hits; a new signature is written at once")
     ] = 1.0
+    memory_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="address space of the capture worker, in bytes; it is started anew when 80 % are resident; 0 "
+            "is no limit",
+        ),
+    ] = 2 << 30
+    shed_lag: Annotated[
+        Seconds,
+        Meta(description="seconds behind the relay from which on requests are passed over at random; 0 is never"),
+    ] = 1.0
+    worker_socket: Annotated[
+        str,
+        Meta(
+            description="path of a Unix socket where capture workers connect that run elsewhere (a container of their "
+            "own); empty: the sidecar starts them itself"
+        ),
+    ] = ""
+    allow_shared_store: Annotated[
+        bool, Meta(description="true uses a store that others than its owner may read or write")
+    ] = False
+
+
+class Admin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Health, metrics and API."""
+
+    listen: Annotated[
+        str, Meta(description="host:port for health, metrics and API; beyond loopback a token is needed; empty: off")
+    ] = DEFAULT_ADMIN
+    token_file: Annotated[
+        str, Meta(description="path of a file with the token that all but /healthz and /readyz ask for; empty: none")
+    ] = ""
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -113,6 +203,17 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     relay: Annotated[Relay, Meta(description="the data path")] = Relay()
     tap: Annotated[Tap, Meta(description="between the relay and the capture worker")] = Tap()
     capture: Annotated[Capture, Meta(description="what is kept")] = Capture()
+    admin: Annotated[Admin, Meta(description="health, metrics and API")] = Admin()
+    workers: Annotated[
+        int, Meta(ge=1, le=64, description="pairs of relay and capture worker; connections are shared among them")
+    ] = 1
+    takeover_socket: Annotated[
+        str,
+        Meta(
+            description="path of a Unix socket through which `capture proxy --take-over` receives the listeners of "
+            "this one; empty: off"
+        ),
+    ] = ""
     log_level: Annotated[LogLevel, Meta(description="debug, info, warning or error")] = "info"
 
     def listener_configs(self) -> tuple[ListenerConfig, ...]:

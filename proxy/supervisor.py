@@ -27,9 +27,10 @@ from capture.config import WORKER_CLOSE_SECONDS, WorkerConfig
 from capture.counters import Counters
 from proxy.address import Address
 from proxy.child import Child
+from proxy.control import DRAIN, READY, TAP
 from proxy.logs import LineSink
 from proxy.relay import BACKLOG
-from proxy.relay_main import READY, STOP, TAP, RelayConfig, RelayListener
+from proxy.relay_main import RelayConfig, RelayListener
 from proxy.watch import CaptureWatch, Line, summary
 
 log = logging.getLogger("supervisor")
@@ -234,7 +235,7 @@ class Supervisor:
 
     async def _stop_relay(self, control: socket.socket, child: Child, ended: asyncio.Task[int]) -> None:
         try:
-            control.send(STOP)
+            control.send(DRAIN)
         except OSError:
             child.signal_kill()
         await asyncio.wait({ended}, timeout=self._relay_config.shutdown_timeout + RELAY_GRACE)

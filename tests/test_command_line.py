@@ -63,7 +63,7 @@ from importlib.machinery import PathFinder
 class Blocker(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        if name.partition(".")[0] in ("tensorflow", "tensorflow_serving", "grpc", "aiohttp"):
+        if name.partition(".")[0] in ("tensorflow", "tensorflow_serving", "grpc"):
             return None
         return super().find_spec(name, path, target)
 
@@ -111,7 +111,7 @@ def place(tmp_path: Path, ranking: Path) -> Path:
         (
             ("host", "--saved-model", "m/1", "--grpc-listen", "127.0.0.1:0"),
             1,
-            "capture host needs aiohttp, which is not installed",
+            "capture host needs grpc, which is not installed",
         ),
     ],
 )

@@ -37,7 +37,7 @@ ONE = {"listen": "127.0.0.1:8500", "upstream": "127.0.0.1:18500"}
         ),
         (
             {"listeners": [ONE], "zzz": 1},
-            "zzz: unknown key; known are listeners, relay, tap, capture, log_level",
+            "zzz: unknown key; known are listeners, relay, tap, capture, admin, workers, takeover_socket, log_level",
         ),
         (
             {"listeners": [ONE], "relay": {"connect_timeout": "5s"}},

@@ -23,7 +23,7 @@ import pytest
 
 from capture.config import WorkerConfig
 from capture.counters import Counters
-from proxy import relay_main
+from proxy import control, relay_main
 from proxy.logs import LineSink
 from proxy.relay_main import RelayConfig
 from proxy.supervisor import Backoff, Supervisor
@@ -115,7 +115,7 @@ def settings_file(tmp_path: Path, upstream: str, shutdown: float = 0, tap_bytes:
     path = tmp_path / "settings.yaml"
     path.write_text(
         f"listeners: [{{listen: '127.0.0.1:0', upstream: '{upstream}'}}]\n"
-        f"relay: {{shutdown_timeout: {shutdown}}}\ntap: {{buffer_bytes: {tap_bytes}}}\n"
+        f"relay: {{drain_delay: 0, shutdown_timeout: {shutdown}}}\ntap: {{buffer_bytes: {tap_bytes}}}\n"
     )
     return str(path)
 
@@ -377,14 +377,14 @@ async def test_a_tap_message_without_its_descriptor_does_not_stop_the_relay(capl
     relay = loop.create_task(relay_main.run(RelayConfig(generation=0, listeners=()), theirs, counters))
     try:
         async with asyncio.timeout(PATIENCE):
-            assert await loop.sock_recv(ours, 64) == relay_main.READY
-            ours.send(relay_main.TAP)
+            assert await loop.sock_recv(ours, 64) == control.READY
+            ours.send(control.TAP)
             reader, writer = socket.socketpair()
             with reader, writer:
                 reader.setblocking(False)
-                socket.send_fds(ours, [relay_main.TAP], [writer.fileno()])
+                socket.send_fds(ours, [control.TAP], [writer.fileno()])
                 assert await loop.sock_recv(reader, 1)
-                ours.send(relay_main.STOP)
+                ours.send(control.DRAIN)
                 await relay
     finally:
         gc.unfreeze()
