@@ -6,10 +6,11 @@ EAS_VENV := .venv-eas
 BIN := $(VENV)/bin
 PIP_QUIET := --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test unit lint types check schema requirements clean
+.PHONY: help setup demo bench test unit lint types check schema requirements clean
 
 help:
 	@echo "make demo    set up, then the main job on real input; results in demo-out/"
+	@echo "make bench   CPU per request against nginx and aiohttp (needs nginx, wrk, h2load); results in bench-out/"
 	@echo "make test    set up, then all tests"
 	@echo "make unit    the tests that start no process and no TensorFlow: seconds"
 	@echo "make check   lint and types"
@@ -34,6 +35,10 @@ $(EAS_VENV)/.installed: tests/clients/eas/requirements.txt
 
 demo: setup
 	@$(BIN)/python -m tests.demo.run --out demo-out
+
+ROUNDS ?= 5
+bench: setup
+	@$(BIN)/python -m tests.bench --rounds $(ROUNDS)
 
 test: setup
 	$(BIN)/python -m pytest
@@ -64,4 +69,4 @@ requirements:
 	$(PIN) tests/clients/eas/requirements.in -o tests/clients/eas/requirements.txt
 
 clean:
-	rm -rf $(VENV) $(EAS_VENV) demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(EAS_VENV) demo-out bench-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
