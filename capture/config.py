@@ -63,6 +63,9 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory_bytes: int = 0
     #: Requests are shed at random while the worker is further behind the relay than this, in seconds. 0: never.
     shed_lag: float = 1.0
+    #: Bounds of what may wait in the relay, as settings ``tap``; requests are shed before they are reached. 0: unknown.
+    tap_bytes: int = 0
+    tap_frames: int = 0
     #: Use a store that others than its owner may read or write.
     allow_shared_store: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -30,12 +30,15 @@ from capture.wire.grpc import (
 
 #: A compressed gRPC response is kept up to here to find its model_spec; beyond it the version stays unknown.
 MAX_COMPRESSED_RESPONSE_BYTES: Final = 8 << 20
+#: The two messages of an exchange.
+_REQUEST, _RESPONSE = 1, 2
 
 
 class ExchangeTracker:
     """Pairs the events of one flow by stream.
 
     ``wanted`` is asked once a request is complete and read, when memory is scarce: False frees its body at once.
+    ``passed_over`` is asked at each request's head: True sheds that exchange, of which nothing is then looked at.
     """
 
     __slots__ = (
@@ -46,7 +49,9 @@ class ExchangeTracker:
         "_max_request",
         "_on",
         "_open",
+        "_passed_over",
         "_peer",
+        "_shed",
         "_wanted",
         "finished",
         "notices",
@@ -62,6 +67,7 @@ class ExchangeTracker:
         *,
         max_request_bytes: int,
         wanted: Callable[[Call], bool],
+        passed_over: Callable[[], bool],
     ) -> None:
         self._flow = flow
         self._listener = listener
@@ -70,7 +76,10 @@ class ExchangeTracker:
         self._heads = heads
         self._max_request = max_request_bytes
         self._wanted = wanted
+        self._passed_over = passed_over
         self._open: dict[int, OpenExchange] = {}
+        #: Streams of exchanges that are shed and have not ended: which of their messages are complete.
+        self._shed: dict[int, int] = {}
         #: Exchanges that ended since the list was last emptied by its reader.
         self.finished: list[Exchange] = []
         #: Events that concern the flow rather than an exchange, likewise.
@@ -100,6 +109,7 @@ class ExchangeTracker:
         """The flow is gone. Whatever is open was cut off."""
         for stream in list(self._open):
             self._aborted(ev.Aborted(stream, ev.Side.CLIENT, 0, "connection closed"))
+        self._shed.clear()
 
     @property
     def open_exchanges(self) -> int:
@@ -112,6 +122,9 @@ class ExchangeTracker:
         stale = self._open.pop(event.stream, None)
         if stale is not None:
             stale.drop()
+        if self._passed_over():
+            self._shed[event.stream] = 0
+            return
         path, headers, agent, found = self._heads.look_up(event, self._listener)
         exchange = Exchange(self._flow, event.stream, f"{agent} {self._peer}", path, headers)
         exchange.verified = event.verified
@@ -135,6 +148,7 @@ class ExchangeTracker:
     def _request_end(self, event: ev.RequestEnd) -> None:
         entry = self._open.get(event.stream)
         if entry is None:
+            self._shed_end(event.stream, _REQUEST)
             return
         exchange = entry.exchange
         exchange.request_complete = True
@@ -257,6 +271,7 @@ class ExchangeTracker:
     def _response_end(self, event: ev.ResponseEnd) -> None:
         entry = self._open.get(event.stream)
         if entry is None:
+            self._shed_end(event.stream, _RESPONSE)
             return
         response = entry.response
         response.complete = True
@@ -283,8 +298,12 @@ class ExchangeTracker:
         if entry is not None:
             entry.response.aborted = event.reason
             self._finish(entry)
+        else:
+            self._shed.pop(event.stream, None)
 
     def _lost(self, event: ev.Lost) -> None:
+        if self._shed.pop(event.stream, None) is not None:
+            return
         # It may be the first that is heard of its stream.
         entry = self._open.get(event.stream)
         if entry is None:
@@ -293,6 +312,16 @@ class ExchangeTracker:
             )
         entry.exchange.lost = True
         self._finish(entry)
+
+    def _shed_end(self, stream: int, message: int) -> None:
+        """One message of an exchange that is shed is complete."""
+        ended = self._shed.get(stream)
+        if ended is None:
+            return
+        if ended | message == _REQUEST | _RESPONSE:
+            del self._shed[stream]
+        else:
+            self._shed[stream] = message
 
     def _finish(self, entry: OpenExchange) -> None:
         exchange = entry.exchange

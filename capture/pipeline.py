@@ -89,8 +89,11 @@ class Pipeline:
         self._client_bytes = 0
         self._requests = 0
         self._reasons: set[object] = set()
-        #: Wall clock of the last TIME frame, seconds since the epoch.
+        #: Wall clock of the last TIME frame, seconds since the epoch; and its monotonic clock, in seconds.
         self.now = 0.0
+        self.monotonic = 0.0
+        #: The share of exchanges to shed: see :mod:`capture.shedding`. Whoever feeds sets it.
+        self.shed = 0.0
         self.batch = Batch(run)
         self.urgent = False
 
@@ -105,6 +108,11 @@ class Pipeline:
         """Flows that are being read."""
         return len(self._flows)
 
+    @property
+    def open_bytes(self) -> int:
+        """Bytes of bodies that are held."""
+        return self._budget.used
+
     def feed(self, frames: Iterable[tuple[int, int, int, bytes]]) -> None:
         """Frames as :meth:`capture.tap.TapReader.read` returns them."""
         flows = self._flows
@@ -117,7 +125,8 @@ class Pipeline:
                     side = ev.Side.CLIENT if kind == tap.CLIENT else ev.Side.SERVER
                     self._events(flow, flow.observer.feed(side, payload))
             elif kind == tap.TIME:
-                self.now = tap.TIME_PAYLOAD.unpack(payload)[1] / 1e9
+                monotonic, wall = tap.TIME_PAYLOAD.unpack(payload)
+                self.monotonic, self.now = monotonic / 1e9, wall / 1e9
             elif kind == tap.OPEN:
                 self._open(number, payload)
             elif kind == tap.LOST:
@@ -150,6 +159,7 @@ class Pipeline:
             self._heads,
             max_request_bytes=self._request_bytes,
             wanted=self._wanted,
+            passed_over=self._pass_over,
         )
         self._flows[number] = _Flow(FlowObserver(self._memo, joined), tracker, listener)
 
@@ -216,6 +226,15 @@ class Pipeline:
     def _wanted(self, call: Call) -> bool:
         signature = call.signature
         return self._admission.wanted(signature.family, signature.model, signature.digest, self.now)
+
+    def _pass_over(self) -> bool:
+        """Whether the exchange that begins is shed: drawn for each alike, whatever it is and whoever sent it."""
+        if not self.shed or self._draw() >= self.shed:
+            return False
+        # It passed, for the average size of a request.
+        self._requests += 1
+        self._count("requests_shed", 1)
+        return True
 
     # --- exchanges ---
 

@@ -1,8 +1,8 @@
 """The capture worker: a process that reads the tap and writes the store. The composition root of ``capture``.
 
-Started by the supervisor as ``python -m capture.worker --tap-fd N --counters-fd N --config-fd N``. It is never on the
-path: when it is killed, stopped or slow, the tap loses bytes and says so. The store is written by a thread of its own,
-so that a slow disk does not stop the reading; what the disk cannot take is counted as dropped.
+Started by the supervisor as ``python -m capture.worker --tap-fd N --counters-fd N --config-fd N --pair N``. It is never
+on the path: when it is killed, stopped or slow, the tap loses bytes and says so. While it is behind it sheds exchanges
+at random (:mod:`capture.shedding`), so that it need not come to that.
 """
 
 from __future__ import annotations
@@ -10,118 +10,56 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import queue
 import random
 import select
 import signal
 import socket
 import sys
-import threading
 import time
-from collections import deque
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 import msgspec
 
 from capture.admission import Admission
 from capture.config import WORKER_CLOSE_SECONDS, WorkerConfig
-from capture.counters import Counters
+from capture.counters import SLOT, Counters
 from capture.dialects.table import BY_NAME
 from capture.logline import LineFormatter
 from capture.pipeline import Pipeline, drop_requests
-from capture.store.base import Batch, Store, StoreError, StoreGone, open_store
+from capture.shedding import shed_share
+from capture.store.base import Store, StoreError, open_store
+from capture.store_writer import StoreWriter
 from capture.tap import TapError, TapReader
+from capture.worker_memory import (
+    limit_address_space,
+    offer_to_the_oom_killer,
+    resident_bytes,
+    tame_malloc,
+    trim,
+)
 
 log = logging.getLogger("worker")
 
+#: Exit codes: the tap ended; store, tap or configuration are unusable; memory ran out.
+DONE, UNUSABLE, OUT_OF_MEMORY = 0, 1, 3
 #: Seconds between looks at what has grown too old.
 EXPIRE_INTERVAL: Final = 300.0
+#: Seconds between two updates of the gauges.
+GAUGE_INTERVAL: Final = 1.0
+#: Seconds that a worker goes on reading what has arrived, once it was told to stop.
+STOP_SECONDS: Final = 1.0
 #: Payload bytes that may wait for a store that does not answer; above it they are dropped and counted.
 MAX_WAITING_BYTES: Final = 64 << 20
-#: Seconds between attempts to write, doubled up to the second number; and between the last ones when the sidecar stops.
-RETRY_SECONDS: Final = (0.5, 30.0)
-LAST_RETRY_SECONDS: Final = 0.2
+#: The share of ``memory_bytes`` that may be resident; above it the worker writes what it has and ends.
+MEMORY_SHARE: Final = 0.8
+#: Set free when memory runs out, so that there is some to say so. Bytes.
+RESERVE_BYTES: Final = 1 << 20
 
 
 def say(level: int, what: str, **fields: object) -> None:
     """One log line. Never a payload, never a credential."""
     log.log(level, what, extra={"fields": fields})
-
-
-class StoreWriter:
-    """Writes batches in a thread, one at a time, again and again until the store takes them."""
-
-    def __init__(self, store: Store, counters: Counters) -> None:
-        self._store = store
-        self._counters = counters
-        self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
-        self._stopping = threading.Event()
-        #: When to give up, by the monotonic clock; set before ``_stopping``.
-        self._deadline = 0.0
-        #: What was handed over and is not written.
-        self._pending: deque[Batch] = deque()
-        #: What ended the thread: the store is gone, or a mistake of our own. Nothing is written any more.
-        self.error: BaseException | None = None
-        #: Set while no batch is being written.
-        self.idle = threading.Event()
-        self.idle.set()
-        self._thread = threading.Thread(target=self._run, name="store", daemon=True)
-        self._thread.start()
-
-    def write(self, batch: Batch) -> None:
-        """Hand over a batch. Only while ``idle`` is set, or as the last one."""
-        self.idle.clear()
-        self._pending.append(batch)
-        self._queue.put(batch)
-
-    def stop(self, seconds: float) -> bool:
-        """Write what was handed over, then end. After ``seconds`` what is not written is counted as dropped; False."""
-        self._deadline = time.monotonic() + seconds
-        self._stopping.set()
-        self._queue.put(None)
-        # A write may hang for longer than this (a lock, a dead disk): the thread is left behind.
-        self._thread.join(seconds)
-        left = list(self._pending)
-        self._counters.add("store_dropped", sum(len(batch.samples) + len(batch.held_out) for batch in left))
-        return not left
-
-    def _run(self) -> None:
-        try:
-            while (batch := self._queue.get()) is not None:
-                if not self._write(batch):
-                    return
-                self._pending.popleft()
-                self.idle.set()
-            self._store.close()
-        except BaseException as error:
-            # The worker's own thread raises it: a process that captures and stores nothing must not go on.
-            self.error = error
-            self.idle.set()
-
-    def _write(self, batch: Batch) -> bool:
-        """False if it was given up, because the sidecar stops. Raises StoreGone."""
-        wait, longest = RETRY_SECONDS
-        while True:
-            batch.counters = self._counters.snapshot()
-            try:
-                self._store.apply(batch)
-            except StoreGone:
-                self._counters.add("store_failures")
-                raise
-            except StoreError as error:
-                self._counters.add("store_failures")
-                if not self._stopping.is_set():
-                    say(logging.WARNING, "store failed", retry_seconds=wait, error=error)
-                    self._stopping.wait(wait)
-                    wait = min(2 * wait, longest)
-                    continue
-                if time.monotonic() + LAST_RETRY_SECONDS > self._deadline:
-                    say(logging.WARNING, "store failed", error=error)
-                    return False
-                time.sleep(LAST_RETRY_SECONDS)
-            else:
-                self._counters.add("store_writes")
-                return True
 
 
 class Worker:
@@ -156,46 +94,71 @@ class Worker:
         self._writer = StoreWriter(store, counters)
         self._flushed_at = 0.0
         self._expired_at = time.monotonic()
+        self._gauged_at = 0.0
+        self._lag = 0.0
         self._dirty = False
+        #: More is resident than may be.
+        self._full = False
 
-    def run(self) -> int:
-        """Until the relay closes the tap. The exit code: 0, or 1 when the tap could not be read or the store not be
-        written. Raises StoreGone: a new process makes a new store, and knows nothing that is not in it."""
+    def run(self, stop: Sequence[int] = ()) -> int:
+        """Until the relay closes the tap, or one of the descriptors ``stop`` can be read: then what has arrived is
+        read still. The exit code: 0, or 1 when the tap could not be read or the store not be written. Raises StoreGone:
+        a new process makes a new store, and knows nothing that is not in it."""
+        tap = self._socket.fileno()
         poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        status = 0
+        for fd in (tap, *stop):
+            poll.register(fd, select.POLLIN)
+        status = DONE
+        stop_at = 0.0
         say(logging.INFO, "reading", store=self._config.store)
         self._counters.add("worker_ready")
         self._flush()
-        while True:
+        while not self._full:
             waiting = self._dirty or not self._writer.idle.is_set() or self._writer.error is not None
-            if poll.poll(1000 * self._config.flush_interval if waiting else 10_000):
+            seconds = min(self._config.flush_interval, GAUGE_INTERVAL) if waiting else GAUGE_INTERVAL
+            ready = {fd for fd, _ in poll.poll(1000 * seconds)}
+            if ready - {tap}:
+                stop_at = stop_at or time.monotonic() + STOP_SECONDS
+            if tap in ready:
                 try:
                     frames = self._reader.read()
                 except TapError as error:
                     say(logging.ERROR, "tap unreadable", error=error)
-                    status = 1
+                    status = UNUSABLE
                     break
                 if frames is None:
                     break
                 self._pipeline.feed(frames)
                 self._dirty = True
-            self._tick()
+            if stop_at and (tap not in ready or time.monotonic() > stop_at):
+                break
+            self._tick(caught_up=tap not in ready)
+        return self._close(status)
+
+    def _close(self, status: int) -> int:
         self._pipeline.close()
         self._flush()
         if not self._writer.stop(WORKER_CLOSE_SECONDS):
             cause = {} if self._writer.error is None else {"error": self._writer.error}
             say(logging.ERROR, "store not written", store=self._config.store, **cause)
-            status = 1
+            status = UNUSABLE
+        for gauge in ("worker_lag_us", "worker_memory_bytes", "worker_open_flows", "worker_open_bytes"):
+            self._counters.put(gauge, 0)
         say(logging.INFO, "stopped", status=status)
         return status
 
-    def _tick(self) -> None:
+    def _tick(self, *, caught_up: bool) -> None:
         if self._writer.error is not None:
             self._flush()
             self._writer.stop(0)  # counts what is dropped
             raise self._writer.error
         now = time.monotonic()
+        # The clock of the batch that is being read; nothing to read means that all was.
+        self._lag = 0.0 if caught_up else max(0.0, now - (self._pipeline.monotonic or now))
+        self._pipeline.shed = shed_share(self._lag, self._config.shed_lag, self._tap_fill())
+        if now - self._gauged_at > GAUGE_INTERVAL or caught_up:
+            self._gauged_at = now
+            self._gauge()
         if now - self._expired_at > EXPIRE_INTERVAL:
             self._expired_at = now
             self._expire(time.time())
@@ -205,6 +168,30 @@ class Worker:
                 self._flush()
             elif self._pipeline.urgent and self._pipeline.batch.payload_bytes > MAX_WAITING_BYTES:
                 self._counters.add("store_dropped", drop_requests(self._pipeline.batch, self._admission))
+
+    def _tap_fill(self) -> float:
+        """The share of the tap's buffer that is in use, by what relay and worker have counted."""
+        slots, config = self._counters.slots, self._config
+        behind = sum(slots[slot] for slot in _RELAYED) - sum(slots[slot] for slot in _ACCOUNTED)
+        of_bytes = behind / config.tap_bytes if config.tap_bytes else 0.0
+        of_frames = slots[_QUEUED_FRAMES] / config.tap_frames if config.tap_frames else 0.0
+        return max(of_bytes, of_frames)
+
+    def _gauge(self) -> None:
+        put, config = self._counters.put, self._config
+        put("worker_lag_us", round(self._lag * 1e6))
+        put("worker_open_flows", self._pipeline.open_flows)
+        put("worker_open_bytes", self._pipeline.open_bytes)
+        resident = resident_bytes()
+        allowed = MEMORY_SHARE * config.memory_bytes
+        if allowed and resident > allowed:
+            trim()
+            resident = resident_bytes()
+            if resident > allowed:
+                self._full = True
+                self._counters.add("worker_limit_restarts")
+                say(logging.WARNING, "memory limit near, ending", resident=resident, limit=config.memory_bytes)
+        put("worker_memory_bytes", resident)
 
     def _flush(self) -> None:
         self._flushed_at = time.monotonic()
@@ -219,32 +206,80 @@ class Worker:
         self._dirty = True
 
 
+_RELAYED: Final = (SLOT["client_bytes"], SLOT["server_bytes"])
+_ACCOUNTED: Final = tuple(SLOT[f"tap_{lost}{side}_bytes"] for lost in ("", "lost_") for side in ("client", "server"))
+_QUEUED_FRAMES: Final = SLOT["tap_queued_frames"]
+
+
+class Handed(NamedTuple):
+    """What a worker is given: descriptors, which it owns from then on, and the number of its pair."""
+
+    tap: int
+    counters: int
+    config: int
+    pair: int = 0
+
+
+def work(handed: Handed, *, store: str = "", stop: Sequence[int] = ()) -> int:
+    """Be the worker of these descriptors until the tap ends or a descriptor of ``stop`` can be read. Whatever goes
+    wrong is one log line; the exit code. ``store`` overrides the configured one."""
+    reserve = bytearray(RESERVE_BYTES)
+    with socket.socket(fileno=handed.tap) as tap_socket:
+        tap_socket.setblocking(True)
+        try:
+            with open(handed.config, "rb") as file:
+                config = msgspec.json.decode(file.read(), type=WorkerConfig)
+            counters = Counters(handed.counters, handed.pair)
+        except (msgspec.MsgspecError, ValueError) as error:
+            # They can be of different versions where each has its own container.
+            say(logging.ERROR, "sidecar and worker do not fit together: run one version of both", error=error)
+            return UNUSABLE
+        logging.getLogger().setLevel(config.log_level.upper())
+        for listener in config.listeners:
+            if listener.dialect != "auto" and listener.dialect not in BY_NAME:
+                say(logging.ERROR, "unknown dialect", dialect=listener.dialect, known=",".join(BY_NAME))
+                return UNUSABLE
+        if store:
+            config = msgspec.structs.replace(config, store=store)
+        if config.memory_bytes:
+            limit_address_space(config.memory_bytes)
+        try:
+            return Worker(config, tap_socket, counters, open_store(config.store, create=True)).run(stop)
+        except StoreError as error:
+            say(logging.ERROR, "store unusable", error=error)
+            return UNUSABLE
+        except MemoryError:
+            # What is not written is lost, and nothing wrong is written: a batch is stored whole or not at all.
+            del reserve
+            say(logging.ERROR, "out of memory", limit=config.memory_bytes)
+            return OUT_OF_MEMORY
+
+
+def prepare() -> int:
+    """Make this process a worker: its log, its memory, its signals. A descriptor that can be read once SIGTERM came."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter("worker"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    tame_malloc()
+    offer_to_the_oom_killer()
+    # The supervisor ends this process by closing the tap; Ctrl-C in a terminal reaches the whole group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    told, tell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(tell)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    return told
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """The process. Exit codes: 0 the tap ended, 1 the store, the tap or the configuration is unusable."""
+    """The process. Exit codes: 0 the tap ended, 1 the store, the tap or the configuration is unusable, 3 memory ran
+    out."""
     parser = argparse.ArgumentParser(prog="capture.worker", description=__doc__)
     for name in ("tap", "counters", "config"):
         parser.add_argument(f"--{name}-fd", type=int, required=True)
+    parser.add_argument("--pair", type=int, default=0)
     options = parser.parse_args(arguments)
-    with open(options.config_fd, "rb") as file:
-        config = msgspec.json.decode(file.read(), type=WorkerConfig)
-    handler = logging.StreamHandler()
-    handler.setFormatter(LineFormatter("worker"))
-    logging.basicConfig(level=config.log_level.upper(), handlers=[handler])
-    # The supervisor ends this process by closing the tap; Ctrl-C in a terminal reaches the whole group.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    counters = Counters(options.counters_fd)
-    for listener in config.listeners:
-        if listener.dialect != "auto" and listener.dialect not in BY_NAME:
-            say(logging.ERROR, "unknown dialect", dialect=listener.dialect, known=",".join(BY_NAME))
-            return 1
-    try:
-        store = open_store(config.store, create=True)
-        with socket.socket(fileno=options.tap_fd) as tap_socket:
-            tap_socket.setblocking(True)
-            return Worker(config, tap_socket, counters, store).run()
-    except StoreError as error:
-        say(logging.ERROR, "store unusable", error=error)
-        return 1
+    handed = Handed(options.tap_fd, options.counters_fd, options.config_fd, options.pair)
+    return work(handed, stop=[prepare()])
 
 
 if __name__ == "__main__":

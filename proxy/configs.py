@@ -31,6 +31,8 @@ def worker_config(settings: Settings, run: str) -> WorkerConfig:
         run=run,
         listeners=settings.listener_configs(),
         log_level=settings.log_level,
+        tap_bytes=settings.tap.buffer_bytes,
+        tap_frames=settings.tap.buffer_frames,
         **{name: getattr(capture, name) for name in names},
     )
     return msgspec.structs.replace(config, memory_bytes=0 if capture.worker_socket else capture.memory_bytes)

@@ -18,6 +18,7 @@ PURE = (
     "capture/exchange.py",
     "capture/open_exchange.py",
     "capture/pipeline.py",
+    "capture/shedding.py",
     "capture/dialects/*.py",
     "capture/signature.py",
     "capture/memo.py",

@@ -596,9 +596,17 @@ def test_a_grpc_channel_that_is_joined_in_the_middle() -> None:
     assert rig.counts["flows_unsynced"] >= 1
 
 
+def _yes(_: object) -> bool:
+    return True
+
+
+def _no() -> bool:
+    return False
+
+
 def test_a_lost_stream_that_was_never_heard_of_is_counted() -> None:
     tracker = ExchangeTracker(
-        1, LISTENERS[0], "-", BodyBudget(1000), Heads(), max_request_bytes=10, wanted=lambda call: True
+        1, LISTENERS[0], "-", BodyBudget(1000), Heads(), max_request_bytes=10, wanted=_yes, passed_over=_no
     )
     tracker.feed([ev.Lost(5, "header history lost"), ev.Aborted(7, ev.Side.CLIENT, 0, "reset")])
     assert [(exchange.stream, exchange.lost) for exchange in tracker.finished] == [(5, True)]
@@ -608,7 +616,7 @@ def test_a_lost_stream_that_was_never_heard_of_is_counted() -> None:
 def _unverified(request: bytes, answer: bytes) -> Exchange:
     """A successful exchange whose request head was read with a table that missed bytes."""
     tracker = ExchangeTracker(
-        1, LISTENERS[0], "-", BodyBudget(1 << 20), Heads(), max_request_bytes=1 << 20, wanted=lambda call: True
+        1, LISTENERS[0], "-", BodyBudget(1 << 20), Heads(), max_request_bytes=1 << 20, wanted=_yes, passed_over=_no
     )
     head = ((b"content-type", b"application/grpc"),)
     path = b"/tensorflow.serving.PredictionService/Predict"

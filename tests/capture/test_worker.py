@@ -20,7 +20,7 @@ import pytest
 from capture.config import WORKER_CLOSE_SECONDS, Limits, ListenerConfig, WorkerConfig
 from capture.counters import Counters
 from capture.store.base import Batch, open_store
-from capture.worker import StoreWriter
+from capture.store_writer import StoreWriter
 from proxy import supervisor
 from tests.support.calls import eas, predict, predict_response
 from tests.support.tap_frames import START, Flow, GrpcFlow, encode, hello, time_frame

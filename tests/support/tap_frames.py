@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import time
 from collections.abc import Iterable
 
 import h2.config
@@ -31,8 +32,8 @@ def hello() -> Frame:
 
 
 def time_frame(wall: float) -> Frame:
-    """The clock, seconds since the epoch."""
-    return (tap.TIME, 0, 0, tap.TIME_PAYLOAD.pack(0, round(wall * 1e9)))
+    """The clock, seconds since the epoch; the monotonic one is true."""
+    return (tap.TIME, 0, 0, tap.TIME_PAYLOAD.pack(time.monotonic_ns(), round(wall * 1e9)))
 
 
 class Flow:

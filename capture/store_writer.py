@@ -1,0 +1,99 @@
+"""The thread that writes the store, so that a slow disk does not stop the reading of the tap."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from typing import Final
+
+from capture.counters import Counters
+from capture.store.base import Batch, Store, StoreError, StoreGone
+
+log = logging.getLogger("worker")
+
+#: Seconds between attempts to write, doubled up to the second number; and between the last ones when the sidecar stops.
+RETRY_SECONDS: Final = (0.5, 30.0)
+LAST_RETRY_SECONDS: Final = 0.2
+
+
+class StoreWriter:
+    """Writes batches in a thread, one at a time, again and again until the store takes them."""
+
+    def __init__(self, store: Store, counters: Counters) -> None:
+        self._store = store
+        self._counters = counters
+        self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        #: When to give up, by the monotonic clock; set before ``_stopping``.
+        self._deadline = 0.0
+        #: What was handed over and is not written.
+        self._pending: deque[Batch] = deque()
+        #: What ended the thread: the store is gone, or a mistake of our own. Nothing is written any more.
+        self.error: BaseException | None = None
+        #: Set while no batch is being written.
+        self.idle = threading.Event()
+        self.idle.set()
+        self._thread = threading.Thread(target=self._run, name="store", daemon=True)
+        self._thread.start()
+
+    def write(self, batch: Batch) -> None:
+        """Hand over a batch. Only while ``idle`` is set, or as the last one."""
+        self.idle.clear()
+        self._pending.append(batch)
+        self._queue.put(batch)
+
+    def stop(self, seconds: float) -> bool:
+        """Write what was handed over, then end. After ``seconds`` what is not written is counted as dropped; False."""
+        self._deadline = time.monotonic() + seconds
+        self._stopping.set()
+        self._queue.put(None)
+        # A write may hang for longer than this (a lock, a dead disk): the thread is left behind.
+        self._thread.join(seconds)
+        left = list(self._pending)
+        self._counters.add("store_dropped", sum(len(batch.samples) + len(batch.held_out) for batch in left))
+        return not left
+
+    def _run(self) -> None:
+        try:
+            while (batch := self._queue.get()) is not None:
+                if not self._write(batch):
+                    return
+                self._pending.popleft()
+                self.idle.set()
+            self._store.close()
+        except BaseException as error:
+            # The worker's own thread raises it: a process that captures and stores nothing must not go on.
+            self.error = error
+            self.idle.set()
+
+    def _write(self, batch: Batch) -> bool:
+        """False if it was given up, because the sidecar stops. Raises StoreGone."""
+        wait, longest = RETRY_SECONDS
+        while True:
+            batch.counters = self._counters.snapshot()
+            try:
+                self._store.apply(batch)
+            except StoreGone:
+                self._counters.add("store_failures")
+                raise
+            except StoreError as error:
+                self._counters.add("store_failures")
+                if not self._stopping.is_set():
+                    _failed(error, retry_seconds=wait)
+                    self._stopping.wait(wait)
+                    wait = min(2 * wait, longest)
+                    continue
+                if time.monotonic() + LAST_RETRY_SECONDS > self._deadline:
+                    _failed(error)
+                    return False
+                time.sleep(LAST_RETRY_SECONDS)
+            else:
+                self._counters.add("store_writes")
+                return True
+
+
+def _failed(error: StoreError, **fields: object) -> None:
+    log.warning("store failed", extra={"fields": {**fields, "error": error}})
