@@ -22,6 +22,7 @@ class Command(NamedTuple):
 
 COMMANDS: Final = {
     "proxy": Command("proxy.command:proxy", "Run the sidecar: relay traffic and capture its signatures."),
+    "worker": Command("capture.commands.worker:worker", "Run a sidecar's capture worker in a container of its own."),
     "ls": Command("capture.commands.ls:ls", "List what was captured, most used first."),
     "show": Command("capture.commands.show:show", "Show one signature: who sends it, how it differs, what it fits."),
     "export": Command("capture.commands.export:export", "Write warm-up files from what was captured."),
@@ -31,7 +32,7 @@ COMMANDS: Final = {
 }
 
 #: These serve until SIGTERM and handle it themselves.
-SERVING: Final = frozenset({"proxy", "host"})
+SERVING: Final = frozenset({"proxy", "worker", "host"})
 #: Packages that only ``warmtap[tensorflow]`` brings.
 EXTRA: Final = frozenset({"tensorflow", "tensorflow_serving", "grpc", "aiohttp"})
 

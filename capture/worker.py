@@ -234,6 +234,8 @@ def work(handed: Handed, *, store: str = "", stop: Sequence[int] = ()) -> int:
             # They can be of different versions where each has its own container.
             say(logging.ERROR, "sidecar and worker do not fit together: run one version of both", error=error)
             return UNUSABLE
+        finally:
+            os.close(handed.counters)  # the mapping has one of its own
         logging.getLogger().setLevel(config.log_level.upper())
         for listener in config.listeners:
             if listener.dialect != "auto" and listener.dialect not in BY_NAME:
