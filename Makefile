@@ -6,13 +6,15 @@ EAS_VENV := .venv-eas
 BIN := $(VENV)/bin
 PIP_QUIET := --quiet --disable-pip-version-check
 
-.PHONY: help setup demo bench test unit lint types check schema requirements clean
+.PHONY: help setup demo bench fuzz properties test unit lint types check schema requirements clean
 
 help:
 	@echo "make demo    set up, then the main job on real input; results in demo-out/"
 	@echo "make bench   CPU per request against nginx and aiohttp (needs nginx, wrk, h2load); results in bench-out/"
 	@echo "make test    set up, then all tests"
 	@echo "make unit    the tests that start no process and no TensorFlow: seconds"
+	@echo "make properties  the property tests with many more, random examples: some minutes"
+	@echo "make fuzz    coverage-guided fuzzing of observers and dialects, SECONDS=60 for each target"
 	@echo "make check   lint and types"
 	@echo "make schema  regenerate capture/schema/descriptors.binpb"
 	@echo "make requirements  pin anew what requirements/ holds"
@@ -43,6 +45,25 @@ bench: setup
 test: setup
 	$(BIN)/python -m pytest
 
+# atheris runs the targets two at a time, in an environment of its own.
+FUZZ_VENV := .venv-fuzz
+SECONDS ?= 60
+TARGETS ?= observer pipeline dialects messages
+$(FUZZ_VENV)/.installed: requirements/fuzz.txt
+	@echo "setting up $(FUZZ_VENV)"
+	@$(PYTHON) -m venv $(FUZZ_VENV)
+	@$(FUZZ_VENV)/bin/python -m pip install $(PIP_QUIET) -r requirements/fuzz.txt
+	@touch $@
+
+fuzz: $(FUZZ_VENV)/.installed
+	@echo $(TARGETS) | tr ' ' '\n' | xargs -P 2 -I {} sh -c 'mkdir -p fuzz-out; \
+	  if $(FUZZ_VENV)/bin/python -m tests.fuzz {} --seconds $(SECONDS) > fuzz-out/{}.log 2>&1; \
+	  then echo "{}: nothing found; see fuzz-out/{}.log"; \
+	  else echo "{}: FOUND something, or did not run: see the end of fuzz-out/{}.log"; exit 1; fi'
+
+properties: setup
+	HYPOTHESIS_PROFILE=large $(BIN)/python -m pytest -m "hypothesis and not server"
+
 unit: setup
 	$(BIN)/python -m pytest -m "not server"
 
@@ -65,8 +86,9 @@ requirements:
 	$(PIN) pyproject.toml --extra tensorflow --group dev -o requirements/dev.txt
 	$(PIN) pyproject.toml --constraint requirements/dev.txt -o requirements/sidecar.txt
 	$(PIN) pyproject.toml --extra tensorflow --constraint requirements/dev.txt -o requirements/refresh.txt
+	$(PIN) pyproject.toml --group fuzz --constraint requirements/dev.txt -o requirements/fuzz.txt
 	echo 'hatchling>=1.27' | $(PIN) - -o requirements/build.txt
 	$(PIN) tests/clients/eas/requirements.in -o tests/clients/eas/requirements.txt
 
 clean:
-	rm -rf $(VENV) $(EAS_VENV) demo-out bench-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(EAS_VENV) $(FUZZ_VENV) demo-out bench-out fuzz-out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -50,6 +50,11 @@ DTYPES: Final = {
 }
 
 
+def _one_line(text: str) -> str:
+    """Names come from traffic: what could break a line or drive a terminal is escaped."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 @dataclass(frozen=True, slots=True)
 class WireSignature:
     """Identity of a request. ``family`` is the server family (``tfserving``, ``eas``); ``inputs`` the sorted names
@@ -69,7 +74,7 @@ class WireSignature:
 
     def __str__(self) -> str:
         outputs = "*" if self.outputs is None else ", ".join(self.outputs)
-        return f"{self.method} {self.model}/{self.signature_name} ({', '.join(self.inputs)}) -> ({outputs})"
+        return _one_line(f"{self.method} {self.model}/{self.signature_name} ({', '.join(self.inputs)}) -> ({outputs})")
 
 
 def wire_signature(
@@ -129,7 +134,7 @@ class TensorSpec(NamedTuple):
 
     def __str__(self) -> str:
         dims = "?" if self.shape is None else ",".join(map(str, self.shape))
-        return f"{self.name}:{DTYPES.get(self.dtype, f'dtype{self.dtype}')}[{dims}]"
+        return f"{_one_line(self.name)}:{DTYPES.get(self.dtype, f'dtype{self.dtype}')}[{dims}]"
 
 
 @dataclass(slots=True)
@@ -183,7 +188,7 @@ class ExecutorKey:
     fetches: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"feed ({', '.join(self.feeds)}) fetch ({', '.join(self.fetches)})"
+        return _one_line(f"feed ({', '.join(self.feeds)}) fetch ({', '.join(self.fetches)})")
 
 
 class Misfit(ValueError):

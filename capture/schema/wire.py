@@ -169,7 +169,9 @@ class FieldProbe:
         try:
             tag, at_value = read_varint(data, at, size)
             wire_type = tag & 7
-            if wire_type == FIXED64:
+            if not tag >> 3:
+                self.failed = True
+            elif wire_type == FIXED64:
                 self._skip = 8
             elif wire_type == FIXED32:
                 self._skip = 4

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from capture import tap
@@ -85,7 +85,6 @@ def frame(kind: int, payload: bytes = b"", flow: int = 0, offset: int = 0) -> by
 GREETING = frame(tap.HELLO, tap.HELLO_PAYLOAD.pack(tap.MAGIC, tap.VERSION))
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from((tap.CLIENT, tap.SERVER)), st.binary(max_size=300)), max_size=20),
     st.lists(st.integers(1, 400), min_size=1, max_size=60),

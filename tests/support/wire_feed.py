@@ -10,9 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from capture.wire import events as ev
-from capture.wire.detect import FlowObserver
+from capture.wire.detect import MAX_EARLY_SERVER_BYTES, FlowObserver
 from capture.wire.events import Event, Side
+from capture.wire.hpack_table import MAX_TABLE_BYTES, MEMO_BYTES
+from capture.wire.http1_head import MAX_HEAD_BYTES
+from capture.wire.http1_head import MEMO_BYTES as HEAD_MEMO_BYTES
+from capture.wire.http2 import MAX_OPEN_STREAMS
+from capture.wire.http2_frames import HUNT_BYTES
 from capture.wire.observer import Observer
+
+#: Bytes that one flow may hold: see the constants. Both directions; the largest is an HTTP/2 table of tiny entries.
+HELD_BOUND = (
+    2 * (HUNT_BYTES + MAX_TABLE_BYTES * 6 + MEMO_BYTES + 256 * 1024 + 16_384)
+    + MAX_OPEN_STREAMS * 120
+    + 2 * MAX_HEAD_BYTES
+    + HEAD_MEMO_BYTES
+    + MAX_EARLY_SERVER_BYTES
+    + 1000 * 250
+)
 
 # One thing that happens to a flow: bytes, ("eof", side), ("gap", side, count), ("close",).
 Step = tuple[Any, ...]

@@ -11,26 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capture.wire import events as ev
-from capture.wire.detect import MAX_EARLY_SERVER_BYTES, FlowObserver
+from capture.wire.detect import FlowObserver
 from capture.wire.events import Side
-from capture.wire.hpack_table import MAX_TABLE_BYTES, MEMO_BYTES
-from capture.wire.http1_head import MAX_HEAD_BYTES
-from capture.wire.http1_head import MEMO_BYTES as HEAD_MEMO_BYTES
-from capture.wire.http2 import MAX_OPEN_STREAMS
-from capture.wire.http2_frames import HUNT_BYTES
-from tests.support.wire_feed import Step, bytewise, coalesce, run
+from tests.support.wire_feed import HELD_BOUND, Step, bytewise, coalesce, run
 from tests.support.wire_h2 import PREFACE, continuation, data, goaway, headers, rst, settings
 from tests.support.wire_traffic import EXCHANGES, Exchange, collect, http1_bytes, http2_steps, matches, shifting_steps
-
-# What a flow may hold: see the constants. Both directions; the largest is an HTTP/2 table of tiny entries.
-BOUND = (
-    2 * (HUNT_BYTES + MAX_TABLE_BYTES * 6 + MEMO_BYTES + 256 * 1024 + 16_384)
-    + MAX_OPEN_STREAMS * 120
-    + 2 * MAX_HEAD_BYTES
-    + HEAD_MEMO_BYTES
-    + MAX_EARLY_SERVER_BYTES
-    + 1000 * 250
-)
 
 SIDES = st.sampled_from(list(Side))
 PIECES = st.one_of(
@@ -83,7 +68,7 @@ def test_anything(steps: list[Step], joined: bool) -> None:
     events: list[ev.Event] = []
     for step in steps:
         events += run(observer, [step])
-        assert 0 <= observer.held_bytes() <= BOUND
+        assert 0 <= observer.held_bytes() <= HELD_BOUND
     collect(events)
     assert isinstance(observer.unsynced, bool)
 
@@ -240,7 +225,7 @@ def test_floods_are_events(attack: bytes, size: int) -> None:
     events: list[ev.Event] = []
     for at in range(0, len(attack), size):
         events += observer.feed(Side.CLIENT, attack[at : at + size])
-        assert observer.held_bytes() < BOUND
+        assert observer.held_bytes() < HELD_BOUND
     harmless = attack.startswith(PREFACE + settings()) or len(attack) < 70_001
     assert harmless or any(isinstance(event, ev.Undecodable | ev.Lost) for event in events)
 
