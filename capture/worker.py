@@ -34,8 +34,8 @@ from capture.tap import TapError, TapReader
 from capture.worker_memory import (
     limit_address_space,
     offer_to_the_oom_killer,
+    one_arena,
     resident_bytes,
-    tame_malloc,
     trim,
 )
 
@@ -262,7 +262,7 @@ def prepare() -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter("worker"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    tame_malloc()
+    one_arena()
     offer_to_the_oom_killer()
     # The supervisor ends this process by closing the tap; Ctrl-C in a terminal reaches the whole group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

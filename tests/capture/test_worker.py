@@ -4,77 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sqlite3
-import subprocess
-import sys
-import tempfile
 import threading
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import pytest
 
-from capture.config import WORKER_CLOSE_SECONDS, Limits, ListenerConfig, WorkerConfig
+from capture.config import WORKER_CLOSE_SECONDS, Limits, ListenerConfig
 from capture.counters import Counters
 from capture.store.base import Batch, open_store
 from capture.store_writer import StoreWriter
 from proxy import supervisor
 from tests.support.calls import eas, predict, predict_response
-from tests.support.tap_frames import START, Flow, GrpcFlow, encode, hello, time_frame
-from tests.support.tf_models import ROOT
+from tests.support.tap_frames import Flow, GrpcFlow
+from tests.support.waiting import PATIENCE
+from tests.support.worker_process import Worker
 
 pytestmark = pytest.mark.server
-
-#: Seconds that a worker may take for anything before a test gives it up.
-PATIENCE = 60
-
-
-class Worker:
-    """A running worker process."""
-
-    def __init__(self, store: Path, **config: Any) -> None:
-        self.store = store
-        self.counters = Counters.create()
-        self.socket, theirs = socket.socketpair()
-        listeners = config.pop("listeners", (ListenerConfig("grpc"), ListenerConfig("eas", version="v3")))
-        settings = WorkerConfig(str(store), "run1", listeners, **{"flush_interval": 0.01, "retention": 0.0, **config})
-        with tempfile.TemporaryFile() as file:
-            file.write(msgspec.json.encode(settings))
-            file.seek(0)
-            fds = {"tap": theirs.fileno(), "counters": self.counters.fd, "config": file.fileno()}
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "capture.worker", *(f"--{name}-fd={fd}" for name, fd in fds.items())],
-                cwd=ROOT, pass_fds=tuple(fds.values()), stderr=subprocess.PIPE, text=True,
-            )  # fmt: skip
-        theirs.close()
-        self.socket.settimeout(PATIENCE)
-
-    def greet(self) -> None:
-        self.socket.sendall(encode([hello(), time_frame(START)]))
-
-    def send(self, *flows: Flow) -> None:
-        for flow in flows:
-            self.socket.sendall(encode(flow.frames))
-            flow.frames.clear()
-
-    def wait_for(self, counter: str, value: int) -> None:
-        """Until a counter reaches a value; shared memory has nothing to wait on."""
-        import time
-
-        limit = time.monotonic() + PATIENCE
-        while self.counters.snapshot()[counter] < value:
-            assert self.process.poll() is None, self.end()
-            assert time.monotonic() < limit, f"{counter} stays at {self.counters.snapshot()[counter]}"
-            time.sleep(0.005)
-
-    def end(self) -> tuple[int, str]:
-        """Close the tap; the exit code, and what it wrote on stderr."""
-        self.socket.close()
-        _, text = self.process.communicate(timeout=PATIENCE)
-        return self.process.returncode, text
 
 
 @pytest.fixture

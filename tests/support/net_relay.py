@@ -26,12 +26,20 @@ LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
 class RelayThread:
     """Runs one :class:`Relay` in front of one upstream address."""
 
-    def __init__(self, loop: str, upstream: Address, deadlines: Deadlines, max_connections: int = 1000) -> None:
+    def __init__(
+        self,
+        loop: str,
+        upstream: Address,
+        deadlines: Deadlines,
+        max_connections: int = 1000,
+        *,
+        tap_bytes: int = 64 << 20,
+    ) -> None:
         self.counters = Counters.create()
         self._loop = LOOPS[loop]()
         self.errors: list[dict[str, Any]] = []
         self._loop.set_exception_handler(lambda _, context: self.errors.append(context))
-        self.tap = TapWriter(self._loop, self.counters.slots)
+        self.tap = TapWriter(self._loop, self.counters.slots, max_bytes=tap_bytes)
         self.relay = Relay(
             self._loop,
             self.tap,
