@@ -53,6 +53,10 @@ LONG_FLOW_BYTES: Final = 64 << 10
 #: Unacknowledged frames that are remembered; a kernel buffer of 1 MiB cannot hold more. Older ones count as read.
 LEDGER_FRAMES: Final = 1 << 16
 
+#: Bytes. A server's chunk up to here may be nothing but HTTP/2 control frames (SETTINGS, its ACK, WINDOW_UPDATE, PING:
+#: 9 to 60 bytes) that answer a request which still runs.
+ANSWER_BYTES: Final = 128
+
 _RELAYED_CLIENT: Final = SLOT["client_bytes"]
 _RELAYED_SERVER: Final = SLOT["server_bytes"]
 _READ_FRAMES: Final = SLOT["tap_frames"]
@@ -72,6 +76,7 @@ class TapFlow:
         "announced",
         "client_eof",
         "client_offset",
+        "client_spoke_last",
         "closed",
         "id",
         "listener",
@@ -94,6 +99,8 @@ class TapFlow:
         #: Bytes relayed so far, tapped or not.
         self.client_offset = 0
         self.server_offset = 0
+        #: The client has sent something since the server's last chunk that can be an answer.
+        self.client_spoke_last = False
         #: Bytes lost since the last GAP.
         self.lost_client = 0
         self.lost_server = 0
@@ -160,6 +167,11 @@ class TapWriter:
     def queued_bytes(self) -> int:
         """Bytes that wait to be sent, headers included."""
         return self._queued_bytes
+
+    @property
+    def queued_frames(self) -> int:
+        """Frames that wait to be sent."""
+        return (len(self._queue) + 1) // 2
 
     # -- the worker comes and goes
 
@@ -259,6 +271,7 @@ class TapWriter:
         """Bytes of the client that were relayed. A reference is kept, nothing is copied."""
         size = len(data)
         self._slots[_RELAYED_CLIENT] += size
+        flow.client_spoke_last = True
         offset = flow.client_offset
         if (flow.synced != self._epoch and not self._resume(flow)) or (self._blocked and self._refuses(flow, size)):
             flow.client_offset = offset + size
@@ -287,6 +300,8 @@ class TapWriter:
         # The same as client(), written twice: a shared function would cost a call per chunk.
         size = len(data)
         self._slots[_RELAYED_SERVER] += size
+        if size > ANSWER_BYTES:
+            flow.client_spoke_last = False
         offset = flow.server_offset
         if (flow.synced != self._epoch and not self._resume(flow)) or (self._blocked and self._refuses(flow, size)):
             flow.server_offset = offset + size

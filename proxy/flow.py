@@ -15,10 +15,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from capture.counters import FLOW_END_REASONS, SLOT
+from capture.counters import FLOW_END_REASONS, HISTOGRAMS, SLOT
 from capture.tap_writer import TapFlow, TapWriter
 from proxy.sides import ClientSide, ServerSide, Side, Transport
 from proxy.upstream import Upstream
@@ -28,6 +29,9 @@ from proxy.upstream import Upstream
 _FLUSH_POLL_FIRST: Final = 0.001
 _FLUSH_POLL_LAST: Final = 0.1
 _OPENED: Final = SLOT["flows_opened"]
+_CONNECTS: Final = SLOT["connect_0"]
+_CONNECT_US: Final = SLOT["connect_us"]
+_CONNECT_BOUNDS: Final = HISTOGRAMS["connect"]
 _CLOSED: Final = {reason: SLOT[f"flows_closed_{reason}"] for reason in FLOW_END_REASONS}
 
 
@@ -140,10 +144,15 @@ class Flow:
 
     async def _connect(self) -> None:
         reason = "connect_failed"
+        loop, slots = self._shared.loop, self._shared.slots
+        began = loop.time()
         try:
             async with asyncio.timeout(self._shared.deadlines.connect or None):
-                await self._upstream.connect(self._shared.loop, lambda: self.server)
+                await self._upstream.connect(loop, lambda: self.server)
             reason = ""
+            took = loop.time() - began
+            slots[_CONNECTS + bisect_left(_CONNECT_BOUNDS, took)] += 1
+            slots[_CONNECT_US] += int(took * 1e6)
         except TimeoutError:
             reason = "connect_timeout"
         except (OSError, UnicodeError):  # UnicodeError: a host name that cannot be one
@@ -177,8 +186,11 @@ class Flow:
         self._early.clear()
         if self.client.eof:
             self._pass_client_eof(transport)
-        if self._shared.deadlines.first_byte:
+        deadlines = self._shared.deadlines
+        if deadlines.first_byte:
             self._watch_first_byte()
+        if deadlines.idle and not self.client.eof:
+            self._watch("idle_timeout", deadlines.idle, self.moved)
 
     # -- ending
 
@@ -211,7 +223,7 @@ class Flow:
             self.server.transport.close()
             self._watch("closing_timeout", self._shared.deadlines.closing, self._unwritten)
         else:
-            self._watch("half_closed_timeout", self._shared.deadlines.half_closed, self._moved)
+            self._watch("half_closed_timeout", self._shared.deadlines.half_closed, self.moved)
 
     def lost(self, side: Side, exc: Exception | None) -> None:
         """One connection is gone, by our decision or by an error."""
@@ -265,9 +277,29 @@ class Flow:
             self._cancel_timers()
             self._timer = loop.call_later(pause, self._reset_when_sent, side, deadline, longer)
 
+    def moved(self) -> int:
+        """Grows with every byte."""
+        return self.tapped.client_offset + self.tapped.server_offset
+
+    @property
+    def answered(self) -> bool:
+        """Whether nobody seems to wait: the server spoke last, or nobody ever did. Not while one side has ended."""
+        return not (
+            self.reason or self.tapped.client_spoke_last or self._connecting or self.client.eof or self.server.eof
+        )
+
+    def drained(self) -> None:
+        """Close an idle flow: FIN to both. A request that is on its way in this moment meets a reset, and the server
+        never sees it; nothing short of a GOAWAY or a ``Connection: close`` could prevent that."""
+        self.reason = "drained"
+        for side in (self.client, self.server):
+            if side.transport is not None and not side.lost:
+                side.transport.close()
+        self._watch("closing_timeout", self._shared.deadlines.closing, self._unwritten)
+
     def end(self, reason: str) -> None:
         """Reset both sides now."""
-        if not self.reason or self.reason == "finished":
+        if not self.reason or self.reason in ("finished", "drained"):
             self.reason = reason
         if self._connecting is not None:
             self._connecting.cancel()
@@ -301,9 +333,6 @@ class Flow:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._shared.loop.call_later(seconds, self._watch, reason, seconds, measure, now)
-
-    def _moved(self) -> int:
-        return self.tapped.client_offset + self.tapped.server_offset
 
     def _unwritten(self) -> int:
         sides = (self.client, self.server)

@@ -108,56 +108,123 @@ async def run(config: RelayConfig, control: socket.socket, counters: Counters) -
         max_bytes=config.tap_bytes,
         max_frames=config.tap_frames,
     )
-    fit = raise_descriptor_limit()
     relay = Relay(
         loop,
         tap,
         counters.slots,
-        max_connections=min(config.max_connections or fit, fit),
-        deadlines=Deadlines(
-            config.connect_timeout,
-            config.first_byte_timeout,
-            config.half_closed_timeout,
-            config.closing_timeout,
-            config.tls_handshake_timeout,
-            config.idle_timeout,
-        ),
-        keep_alive=KeepAlive(config.keepalive_idle, config.keepalive_interval, config.tcp_user_timeout),
+        max_connections=_connections(config),
+        deadlines=_deadlines(config),
+        keep_alive=_keep_alive(config),
     )
-    stopping = asyncio.Event()
+    told = _Told(loop, control, relay, tap, config)
+    for listener in config.listeners:
+        upstream = Upstream(address.parse(listener.upstream), resolve_interval=config.resolve_interval)
+        await relay.listen(socket.socket(fileno=listener.fd), upstream)
+    relay.beat()
+    told.begin()
+    # What lives now lives for good; the rest is collected rarely, since a full collection is a pause for all flows.
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+    await told.stopping.wait()
+    await relay.stop(told.config.shutdown_timeout, told.config.drain_quiet)
+    await tap.drain(TAP_DRAIN_SECONDS)
+    tap.close()
+    relay.still()
 
-    def on_control() -> None:
+
+class _Told:
+    """What the supervisor says, done."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        control: socket.socket,
+        relay: Relay,
+        tap: TapWriter,
+        config: RelayConfig,
+    ) -> None:
+        self._loop = loop
+        self._control = control
+        self._relay = relay
+        self._tap = tap
+        self.config = config
+        self.stopping = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self) -> None:
+        """Say ready, and listen."""
+        self._control.setblocking(False)
+        self._loop.add_reader(self._control, self._receive)
+        self._say(said.READY)
+
+    def _say(self, message: bytes) -> None:
         try:
-            message, fds, _, _ = socket.recv_fds(control, said.MAX_MESSAGE, 4)
+            self._control.send(message)
+        except OSError:  # the supervisor is gone, or does not listen: EOF or its heartbeat decides what follows
+            log.error("the supervisor does not hear", extra={"fields": {"message": message.decode()}})
+
+    def _receive(self) -> None:
+        try:
+            message, fds, _, _ = socket.recv_fds(self._control, said.MAX_MESSAGE, 4)
         except BlockingIOError:
             return
         except ConnectionError:  # the supervisor was killed with something unread
             message, fds = b"", []
-        if message in (said.DRAIN, b""):
-            loop.remove_reader(control)
-            stopping.set()
-        elif message == said.TAP and fds:
-            tap.attach(socket.socket(fileno=fds[0]))
+        word, number = said.parse(message)
+        if word in (said.DRAIN, b""):
+            self._loop.remove_reader(self._control)
+            self.stopping.set()
+        elif word == said.TAP and fds:
+            self._tap.attach(socket.socket(fileno=fds.pop()))
+        elif word == said.DETACH:
+            self._tap.detach()
+        elif word == said.REFUSE and 0 <= number < len(self.config.listeners):
+            self._relay.refuse(number)
+            # The descriptor is closed when the loop has gone round.
+            self._loop.call_soon(self._loop.call_soon, self._say, said.numbered(said.REFUSING, number))
+        elif word == said.ACCEPT and 0 <= number < len(self.config.listeners):
+            task = self._loop.create_task(self._relay.accept(number))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        elif word == said.RELOAD and fds:
+            self._reload(fds.pop())
         else:
             # No descriptor was free for it, or the two are of different versions. The flows go on; the worker finds
             # its tap closed, and the next one gets a new one.
             log.error("control message without use", extra={"fields": {"length": len(message), "fds": len(fds)}})
-            for fd in fds:
-                os.close(fd)
+        for fd in fds:
+            os.close(fd)
 
-    control.setblocking(False)
-    loop.add_reader(control, on_control)
-    for listener in config.listeners:
-        upstream = Upstream(address.parse(listener.upstream), resolve_interval=config.resolve_interval)
-        await relay.listen(socket.socket(fileno=listener.fd), upstream)
-    control.send(said.READY)
-    # What lives now lives for good; the rest is collected rarely, since a full collection is a pause for all flows.
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
-    await stopping.wait()
-    await relay.stop(config.shutdown_timeout)
-    await tap.drain(TAP_DRAIN_SECONDS)
-    tap.close()
+    def _reload(self, fd: int) -> None:
+        with open(fd, "rb") as file:
+            fresh = msgspec.json.decode(file.read(), type=RelayConfig)
+        # Listeners, tap and generation are the ones that this process was started with.
+        same = {name: getattr(self.config, name) for name in ("generation", "listeners", "tap_bytes", "tap_frames")}
+        self.config = config = msgspec.structs.replace(fresh, **same)
+        self._relay.change(
+            max_connections=_connections(config), deadlines=_deadlines(config), keep_alive=_keep_alive(config)
+        )
+        logging.getLogger().setLevel(config.log_level.upper())
+
+
+def _connections(config: RelayConfig) -> int:
+    fit = raise_descriptor_limit()
+    return min(config.max_connections or fit, fit)
+
+
+def _deadlines(config: RelayConfig) -> Deadlines:
+    return Deadlines(
+        config.connect_timeout,
+        config.first_byte_timeout,
+        config.half_closed_timeout,
+        config.closing_timeout,
+        config.tls_handshake_timeout,
+        config.idle_timeout,
+    )
+
+
+def _keep_alive(config: RelayConfig) -> KeepAlive:
+    return KeepAlive(config.keepalive_idle, config.keepalive_interval, config.tcp_user_timeout)
 
 
 def _log_failure(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -169,10 +236,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for name in ("config", "control", "counters"):
         parser.add_argument(f"--{name}-fd", type=int, required=True)
+    parser.add_argument("--pair", type=int, default=0)
     options = parser.parse_args()
     with open(options.config_fd, "rb") as file:
         config = msgspec.json.decode(file.read(), type=RelayConfig)
-    counters = Counters(options.counters_fd)
+    counters = Counters(options.counters_fd, options.pair)
     os.set_blocking(sys.stderr.fileno(), False)
     dropped = SLOT["relay_log_dropped"]
     handler = PipeHandler(sys.stderr.fileno(), counters.slots[dropped : dropped + 1])
