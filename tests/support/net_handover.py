@@ -48,6 +48,9 @@ class Handover:
         """Send the message; ``more`` are descriptors for the names beyond the third."""
         self.tap.close()
         self.tap, theirs = socket.socketpair()
+        self.tap.settimeout(PATIENCE)
+        # Before the worker has its end: one that cannot use what it is given closes that.
+        self.tap.sendall(encode([hello(), time_frame(START)]))
         with tempfile.TemporaryFile() as file:
             file.write(msgspec.json.encode(config))
             file.seek(0)
@@ -55,8 +58,6 @@ class Handover:
             fds = [theirs.fileno(), self.counters.fd, file.fileno(), *more]
             socket.send_fds(self.link, [json.dumps(message).encode()], fds)
         theirs.close()
-        self.tap.settimeout(PATIENCE)
-        self.tap.sendall(encode([hello(), time_frame(START)]))
 
     def send(self, *flows: Flow) -> None:
         for flow in flows:
