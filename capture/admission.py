@@ -27,6 +27,9 @@ TOMBSTONES: Final = 4
 CUT_CALLS: Final = 256
 #: Model versions that are known at a time; beyond it the one seen least recently loses its requests.
 MAX_MODEL_VERSIONS: Final = 1024
+#: While that many are known: more new ones in an hour than this are turned away. A server that answers under any name
+#: would otherwise fill the store with what is left of each.
+NEW_VERSIONS_PER_HOUR: Final = 64
 
 
 class Admission:
@@ -51,6 +54,7 @@ class Admission:
         self._held_seconds = held_out_seconds
         self._refresh_after = refresh_after
         self._versions: dict[ModelVersion, VersionState] = {}
+        self._new_versions = (-1, 0)
         #: Payload bytes that the store holds by these decisions.
         self.stored_bytes = 0
 
@@ -279,9 +283,12 @@ class Admission:
         state = self._versions.get(owner)
         if state is None:
             if len(self._versions) >= MAX_MODEL_VERSIONS:
-                if not proven:
-                    # Anyone can name a model that does not exist and hang up.
+                hour = int(now // HOUR)
+                count = self._new_versions[1] + 1 if self._new_versions[0] == hour else 1
+                # Anyone can name a model that does not exist and hang up.
+                if not proven or count > NEW_VERSIONS_PER_HOUR:
                     return None
+                self._new_versions = (hour, count)
                 oldest = min(self._versions, key=lambda name: self._versions[name].last_seen)
                 gone = self._versions[oldest]
                 for digest in [name for name, known in gone.signatures.items() if not known.evicted]:

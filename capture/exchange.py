@@ -14,7 +14,7 @@ from urllib.parse import unquote_to_bytes
 from capture.config import ListenerConfig
 from capture.dialects.base import Ignored, Judgement, Opaque, Outcome, Response, Route, Unreadable
 from capture.heads import Heads
-from capture.open_exchange import BodyBudget, Exchange, OpenExchange, Parts
+from capture.open_exchange import FAIR_EXCHANGES, MAX_OPEN_EXCHANGES, BodyBudget, Exchange, OpenExchange, Parts
 from capture.signature import Call
 from capture.wire import events as ev
 from capture.wire.grpc import (
@@ -122,8 +122,12 @@ class ExchangeTracker:
         stale = self._open.pop(event.stream, None)
         if stale is not None:
             stale.drop()
+            self._budget.exchanges -= 1
         if self._passed_over():
             self._shed[event.stream] = 0
+            return
+        if self._budget.exchanges >= MAX_OPEN_EXCHANGES and len(self._open) >= FAIR_EXCHANGES:
+            self.finished.append(Exchange(self._flow, event.stream, self._peer, lost=True))
             return
         path, headers, agent, found = self._heads.look_up(event, self._listener)
         exchange = Exchange(self._flow, event.stream, f"{agent} {self._peer}", path, headers)
@@ -132,7 +136,12 @@ class ExchangeTracker:
             exchange.ignored = found.what
         else:
             exchange.route = found
-        self._open[event.stream] = OpenExchange(exchange, self._budget)
+        self._enter(exchange)
+
+    def _enter(self, exchange: Exchange) -> OpenExchange:
+        entry = self._open[exchange.stream] = OpenExchange(exchange, self._budget)
+        self._budget.exchanges += 1
+        return entry
 
     def _request_data(self, event: ev.RequestData) -> None:
         entry = self._open.get(event.stream)
@@ -307,9 +316,7 @@ class ExchangeTracker:
         # It may be the first that is heard of its stream.
         entry = self._open.get(event.stream)
         if entry is None:
-            entry = self._open[event.stream] = OpenExchange(
-                Exchange(self._flow, event.stream, self._peer), self._budget
-            )
+            entry = self._enter(Exchange(self._flow, event.stream, self._peer))
         entry.exchange.lost = True
         self._finish(entry)
 
@@ -326,6 +333,7 @@ class ExchangeTracker:
     def _finish(self, entry: OpenExchange) -> None:
         exchange = entry.exchange
         del self._open[exchange.stream]
+        self._budget.exchanges -= 1
         body, wire_body = exchange.body, exchange.wire_body
         entry.drop()
         if exchange.lost:

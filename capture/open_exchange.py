@@ -14,6 +14,13 @@ from capture.wire.grpc import GrpcReader
 SMALL_PART: Final = 4096
 #: What is accounted for a piece that is kept as it came, beside its bytes: the object and its place in the list.
 PART_COST: Final = 64
+#: Exchanges that a worker follows at a time, over all flows: each takes about 1 KB, and bounds of streams per flow are
+#: no bound over ten thousand flows. Real sidecars have some thousands in flight. Beyond it a new one is lost where its
+#: flow has more than a fair share, so that one client does not blind the worker for the others.
+MAX_OPEN_EXCHANGES: Final = 1 << 16
+FAIR_EXCHANGES: Final = 100
+#: A sixteenth of the limit is made free where bodies are smaller than that.
+SPARE_SHIFT: Final = 4
 
 
 class Parts:
@@ -81,24 +88,36 @@ class Exchange:
 
 class BodyBudget:
     """The bytes of bodies that a worker may hold at a time, over all flows: of requests, and of compressed responses
-    that wait to be unpacked."""
+    that wait to be unpacked. And the number of exchanges that may be open."""
 
-    __slots__ = ("_open", "limit", "used")
+    __slots__ = ("_open", "exchanges", "limit", "used")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
+        self.exchanges = 0
         self._open: dict[int, OpenExchange] = {}
 
     def take(self, owner: OpenExchange, size: int) -> None:
-        """Account for ``size`` more bytes of this body; the largest body is given up while the limit is passed."""
+        """Account for ``size`` more bytes of this body; the largest bodies are given up when the limit is passed."""
         self._open[id(owner)] = owner
         owner.size += size
         self.used += size
-        while self.used > self.limit:
-            largest = max(self._open.values(), key=lambda held: held.size)
-            largest.exchange.oversized = True
-            largest.drop()
+        if self.used > self.limit:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Give up the largest bodies until the limit holds, and where they are small some more of them: looking through
+        tens of thousands at every piece that comes in would cost a hostile client nothing and the worker all it has."""
+        largest_first = sorted(self._open.values(), key=_size, reverse=True)
+        enough = self.limit
+        for held in largest_first:
+            if self.used <= enough:
+                return
+            if held.size < self.limit >> SPARE_SHIFT:
+                enough = self.limit - (self.limit >> SPARE_SHIFT)
+            held.exchange.oversized = True
+            held.drop()
 
     def give_back_some(self, owner: OpenExchange, size: int) -> None:
         """So many bytes of ``owner`` are held no longer."""
@@ -110,6 +129,10 @@ class BodyBudget:
         if self._open.pop(id(owner), None) is not None:
             self.used -= owner.size
         owner.size = 0
+
+
+def _size(held: OpenExchange) -> int:
+    return held.size
 
 
 class OpenExchange:

@@ -26,7 +26,7 @@ from capture.dialects.base import (
     Unreadable,
 )
 from capture.schema import messages
-from capture.schema.wire import FieldProbe
+from capture.schema.wire import FieldProbe, crowded
 from capture.signature import Call, TensorSpec, wire_signature
 
 #: ArrayDataType -> the field that holds its values. DT_HALF, DT_BFLOAT16 and the complex types are taken from
@@ -97,6 +97,8 @@ class EasTensorFlow:
         return Route(self, "predict", service, path)
 
     def read(self, route: Route, body: bytes) -> Call:
+        if crowded(body):
+            raise Unreadable("too many fields")
         try:
             request = messages.EasPredictRequest.FromString(body)
         except DecodeError:

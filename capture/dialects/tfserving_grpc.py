@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from capture.config import ListenerConfig
 from capture.dialects.base import MAX_DIMENSIONS, Ignored, Judgement, Outcome, Response, Route, Unreadable
 from capture.schema import messages
-from capture.schema.wire import FieldProbe
+from capture.schema.wire import FieldProbe, crowded
 from capture.signature import Call, TensorSpec, wire_signature
 
 #: PredictResponse.model_spec: name, version and signature name; far below this.
@@ -26,6 +26,8 @@ MAX_MODEL_SPEC_BYTES: Final = 64 << 10
 _RESPONSE_MODEL_SPEC: Final = 2
 #: Shapes of real requests are some ten bytes; a longer one is not remembered.
 MAX_KNOWN_SHAPE_BYTES: Final = 128
+#: A longer one is not parsed: each dimension of two bytes would take forty.
+MAX_SHAPE_BYTES: Final = 64 << 10
 
 _PREDICT: Final = "/tensorflow.serving.PredictionService/Predict"
 #: A gRPC path: /package.Service/Method. Anything else is not counted by its text.
@@ -68,6 +70,8 @@ class TFServingGrpc:
         return None
 
     def read(self, route: Route, body: bytes) -> Call:
+        if crowded(body):
+            raise Unreadable("too many fields")
         try:
             request = messages.PredictRequest.FromString(body)
         except DecodeError:
@@ -121,6 +125,8 @@ def _shape(serialized: bytes) -> tuple[int, ...] | None:
 
 
 def _parse_shape(serialized: bytes) -> tuple[int, ...] | None:
+    if len(serialized) > MAX_SHAPE_BYTES:
+        raise Unreadable("too many dimensions")
     try:
         shape = messages.TensorShape.FromString(serialized)
     except DecodeError:

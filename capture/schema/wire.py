@@ -18,6 +18,10 @@ FIXED32: Final = 5
 
 #: A varint is at most ten bytes (64 bits in groups of seven).
 MAX_VARINT_BYTES: Final = 10
+#: Top-level fields of a request: an entry for each input, a name for each output. Real ones have at most hundreds.
+MAX_FIELDS: Final = 10_000
+#: Messages up to this many bytes are not looked through for their number of fields.
+UNCROWDED_BYTES: Final = 128 << 10
 
 
 class WireError(ValueError):
@@ -91,6 +95,33 @@ def fields(data: bytes | memoryview, start: int = 0, end: int | None = None) -> 
         if at > stop:
             raise WireError(f"field {number} at byte {begin} runs past the end")
         yield Field(number, wire_type, begin, value, at)
+
+
+def crowded(data: bytes) -> bool:
+    """Whether a message has more top-level fields than any real one: what a parser makes of many tiny fields takes far
+    more memory and time than their bytes (each entry of a map some 150 bytes). Looks at large messages only; below that
+    the harm is small, and looking would cost every request."""
+    if len(data) <= UNCROWDED_BYTES:
+        return False
+    at, end = 0, len(data)
+    try:
+        for _ in range(MAX_FIELDS):
+            if at >= end:
+                return False
+            tag, at = read_varint(data, at, end)
+            wire_type = tag & 7
+            if wire_type == LENGTH:
+                size, at = read_varint(data, at, end)
+                at += size
+            elif wire_type == VARINT:
+                _, at = read_varint(data, at, end)
+            elif wire_type in (FIXED64, FIXED32):
+                at += 8 if wire_type == FIXED64 else 4
+            else:
+                return False  # a group, which no real request has: nothing is made of it but a copy
+    except WireError:
+        return False  # the parser says it better
+    return at < end
 
 
 def _group_end(data: bytes | memoryview, at: int, stop: int, number: int) -> int:
