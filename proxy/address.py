@@ -29,6 +29,16 @@ class Address(NamedTuple):
             return False
         return True
 
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        if self.path or self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
 
 def parse(text: str, *, lowest_port: int = 1) -> Address:
     """Read an address. ``lowest_port`` 0 allows "any free port". Raises ValueError with the reason and the remedy."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import socket
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -16,10 +17,13 @@ from capture.counters import Counters
 from capture.logline import LineFormatter
 from capture.store.base import store_path
 from proxy import address
-from proxy.configs import relay_config, worker_config
+from proxy.listening import Listening
 from proxy.logs import LineSink, SinkHandler
 from proxy.settings import DEFAULT_STORE, Capture, Listener, Settings, SettingsError, check, load
-from proxy.supervisor import WORKER_COMMAND, Supervisor, bind
+from proxy.supervisor import Supervisor
+from proxy.takeover import Predecessor, TakeOverError
+from proxy.worker_keeper import WORKER_COMMAND
+from proxy.worker_socket import WorkerSocket
 
 #: Seconds that the last log lines may take.
 FLUSH_SECONDS = 0.5
@@ -37,15 +41,26 @@ def proxy(
     store: Annotated[
         str | None, typer.Option(help=f"SQLite store of what is captured. Default: {DEFAULT_STORE} in this directory.")
     ] = None,
+    take_over: Annotated[
+        bool,
+        typer.Option(
+            "--take-over",
+            help="Replace the sidecar that runs with the same takeover_socket: its listeners stay open throughout.",
+        ),
+    ] = False,
 ) -> None:
-    """Relay production traffic and learn the signatures that clients use. Stop it with SIGTERM or Ctrl-C."""
+    """Relay production traffic and learn the signatures that clients use. Stop it with SIGTERM or Ctrl-C.
+
+    SIGHUP reads the settings again, SIGUSR1 pauses the capture, SIGUSR2 resumes it.
+    """
     try:
         settings = read_settings(listen or [], upstream or [], config, store)
     except SettingsError as error:
         fail(str(error), 2)
     if (missing := missing_directory(settings.capture.store)) is not None:
         fail(f"store {settings.capture.store}: no directory {missing}; create it, or name another place", 2)
-    raise typer.Exit(run(settings))
+    load_again = None if config is None else partial(load, config)
+    raise typer.Exit(run(settings, load=load_again, take_over=take_over))
 
 
 def missing_directory(store: str) -> Path | None:
@@ -79,33 +94,59 @@ def read_settings(listen: list[str], upstream: list[str], config: Path | None, s
     return settings
 
 
-def run(settings: Settings, worker_command: tuple[str, ...] = WORKER_COMMAND) -> int:
-    """The composition root: bind, then supervise until a signal. The exit status."""
-    sockets: list[socket.socket] = []
-    for listener in settings.listeners:
+def run(
+    settings: Settings,
+    worker_command: tuple[str, ...] = WORKER_COMMAND,
+    *,
+    load: Callable[[], Settings] | None = None,
+    take_over: bool = False,
+) -> int:
+    """The composition root: bind or take over, then supervise until a signal. The exit status."""
+    predecessor: Predecessor | None = None
+    if take_over:
+        if not settings.takeover_socket:
+            fail("--take-over needs takeover_socket in the settings: the one of the sidecar to be replaced", 2)
         try:
-            sockets.append(bind(address.parse(listener.listen, lowest_port=0)))
+            predecessor = Predecessor.meet(settings.takeover_socket)
+        except TakeOverError as error:
+            fail(str(error), 1)
+    listening: list[Listening] = []
+    for listener in settings.listeners:
+        where = address.parse(listener.listen, lowest_port=0)
+        found = None if predecessor is None else predecessor.listening(where)
+        try:
+            listening.append(found or Listening.bind(where, int(listener.socket_mode, 8)))
         except OSError as error:
-            for sock in sockets:
-                sock.close()
+            for one in listening:
+                one.close(remove=predecessor is None)
             fail(f"cannot listen on {listener.listen}: {error.strerror or error}", 1)
+    if predecessor is not None:
+        predecessor.close_rest()
+    elsewhere: WorkerSocket | None = None
+    if path := settings.capture.worker_socket:
+        try:
+            elsewhere = WorkerSocket(path)
+        except OSError as error:
+            fail(f"cannot listen on capture.worker_socket {path}: {error.strerror or error}", 1)
     sink = LineSink()
     handler = SinkHandler(sink)
     handler.setFormatter(LineFormatter("supervisor"))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
     supervisor = Supervisor(
-        sockets=sockets,
-        upstreams=[str(address.parse(listener.upstream)) for listener in settings.listeners],
-        relay=relay_config(settings),
-        worker=worker_config(settings, secrets.token_hex(8)),
-        counters=Counters.create(),
+        settings,
+        listening=listening,
+        counters=Counters.create(settings.workers),
         sink=sink,
+        run=secrets.token_hex(8),
+        load=load,
+        predecessor=predecessor,
+        elsewhere=elsewhere,
         worker_command=worker_command,
     )
     status = asyncio.run(supervisor.run())
+    if elsewhere is not None:
+        elsewhere.close()
     sink.flush(FLUSH_SECONDS)
-    for sock in sockets:
-        sock.close()
     return status
 
 

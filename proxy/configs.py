@@ -5,21 +5,37 @@ from __future__ import annotations
 import msgspec
 
 from capture.config import WorkerConfig
-from proxy.relay_main import RelayConfig
+from proxy import address
+from proxy.relay_main import RelayConfig, RelayListener, RelayTls, RelayUpstreamTls
 from proxy.settings import Settings
 
 
 def relay_config(settings: Settings) -> RelayConfig:
-    """For every relay; the supervisor completes it with generation and listeners."""
+    """For every relay; completed with generation and descriptors (-1 here) when one is started."""
     taken = {name: getattr(settings.relay, name) for name in settings.relay.__struct_fields__}
     known = {name: value for name, value in taken.items() if name in RelayConfig.__struct_fields__}
     return RelayConfig(
         generation=0,
-        listeners=(),
+        listeners=relay_listeners(settings),
         tap_bytes=settings.tap.buffer_bytes,
         tap_frames=settings.tap.buffer_frames,
         log_level=settings.log_level,
         **known,
+    )
+
+
+def relay_listeners(settings: Settings) -> tuple[RelayListener, ...]:
+    """In the order of the settings."""
+    return tuple(
+        RelayListener(
+            -1,
+            str(address.parse(listener.upstream)),
+            None if listener.tls is None else msgspec.convert(msgspec.to_builtins(listener.tls), RelayTls),
+            None
+            if listener.upstream_tls is None
+            else msgspec.convert(msgspec.to_builtins(listener.upstream_tls), RelayUpstreamTls),
+        )
+        for listener in settings.listeners
     )
 
 

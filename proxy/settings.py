@@ -259,8 +259,8 @@ def check(settings: Settings) -> None:
             listen = address.parse(listener.listen, lowest_port=0)
         except ValueError as error:
             raise SettingsError(f"{place}.listen: {error}") from None
-        if listen.path:
-            raise SettingsError(f"{place}.listen: {listener.listen!r}: listening on a Unix socket is not supported")
+        if listener.follow_upstream and not listen.path and not listen.port:
+            raise SettingsError(f"{place}.follow_upstream: needs a fixed port in listen, to come back to")
         try:
             upstream = address.parse(listener.upstream)
         except ValueError as error:
@@ -273,6 +273,26 @@ def check(settings: Settings) -> None:
         if listener.dialect not in ("auto", *BY_NAME):
             known = ", ".join(("auto", *BY_NAME))
             raise SettingsError(f"{place}.dialect: {listener.dialect!r} is no dialect; known are {known}")
+        if listener.upstream_tls is not None and bool(listener.upstream_tls.certificate) != bool(
+            listener.upstream_tls.key
+        ):
+            raise SettingsError(f"{place}.upstream_tls: certificate and key go together")
+    _check_admin(settings.admin)
+
+
+def _check_admin(admin: Admin) -> None:
+    if not admin.listen:
+        return
+    try:
+        where = address.parse(admin.listen, lowest_port=0)
+    except ValueError as error:
+        raise SettingsError(f"admin.listen: {error}") from None
+    if where.path:
+        raise SettingsError(f"admin.listen: {admin.listen!r}: write host:port")
+    if not admin.token_file and not where.loopback:
+        raise SettingsError(
+            f"admin.listen: {admin.listen!r} can be reached from elsewhere: set admin.token_file, or take 127.0.0.1"
+        )
 
 
 def _explain(message: str) -> str:

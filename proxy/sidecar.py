@@ -26,6 +26,10 @@ class ListenerState(msgspec.Struct, frozen=True):
     state: Literal["accepting", "refusing", "closed"]
 
 
+#: ``waiting``: none that runs elsewhere has connected.
+WorkerState = Literal["none", "starting", "reading", "external", "waiting"]
+
+
 class PairState(msgspec.Struct, frozen=True):
     """One relay and its capture worker. Process ids are 0 where there is none (of an external worker: if unknown)."""
 
@@ -35,7 +39,7 @@ class PairState(msgspec.Struct, frozen=True):
     worker_pid: int
     worker_starts: int
     #: ``none``: it could not be started, or is being started anew; ``external``: one that connected is reading.
-    worker: Literal["none", "starting", "reading", "external", "waiting"]
+    worker: WorkerState
 
 
 class Sidecar(Protocol):

@@ -1,12 +1,12 @@
-"""The supervisor: owns listening sockets and counters, starts relay and worker, replaces either when it dies.
+"""The supervisor: owns listening sockets and counters, keeps pairs of relay and capture worker, stops and hands over.
 
     supervisor ── control (SOCK_SEQPACKET) ──▶ relay ──▶ model server
         │                                        │ tap (a fresh socketpair for each worker)
         └──────────── starts ──────────────▶ worker
 
-It is never on the path. A tap belongs to one worker: when the worker ends the next one gets a new pair, whose other end
-travels to the relay. When the relay ends the worker meets EOF, ends too, and its successor gets a pair with the new
-relay. Listeners are never closed in between: clients wait in the backlog.
+It is never on the path. SIGTERM: not ready for ``drain_delay`` while clients are still accepted, then the relays drain.
+SIGINT, or a second SIGTERM, skips the delay. SIGHUP reads the settings again. SIGUSR1 pauses the capture, SIGUSR2
+resumes it.
 """
 
 from __future__ import annotations
@@ -14,339 +14,339 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
-import socket
-import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Final
 
-import msgspec
-
-from capture.config import WORKER_CLOSE_SECONDS, WorkerConfig
 from capture.counters import Counters
-from proxy.address import Address
-from proxy.child import Child
-from proxy.control import DRAIN, READY, TAP
+from proxy import control as said
+from proxy.address import parse
+from proxy.configs import relay_config, worker_config
+from proxy.keeping import Orders
+from proxy.listening import Listening
 from proxy.logs import LineSink
-from proxy.relay import BACKLOG
-from proxy.relay_main import RelayConfig, RelayListener
+from proxy.pair import Pair
+from proxy.relay_keeper import RELAY_COMMAND
+from proxy.reload import kept, needing_restart
+from proxy.settings import Settings, SettingsError
+from proxy.sidecar import ListenerState, PairState
+from proxy.takeover import Predecessor, TakeOverError, TakeOverSocket
+from proxy.upstream_watch import Probe
 from proxy.watch import CaptureWatch, Line, summary
+from proxy.worker_keeper import WORKER_COMMAND
+from proxy.worker_socket import WorkerSocket
 
 log = logging.getLogger("supervisor")
 
-RELAY_COMMAND: Final = (sys.executable, "-P", "-m", "proxy.relay_main")
-WORKER_COMMAND: Final = (sys.executable, "-P", "-m", "capture.worker")
-#: A child that lived for less than this many seconds died quickly.
-QUICK_SECONDS: Final = 10.0
-#: Seconds before a restart after quick deaths: at once, then this, doubling up to the limit.
-BACKOFF_FIRST: Final = 0.5
-BACKOFF_LIMIT: Final = 30.0
-#: Seconds that a worker may take for what it has read after its tap ended: it gives up by itself before.
-WORKER_GRACE: Final = WORKER_CLOSE_SECONDS + 4.0
-#: Seconds beyond shutdown_timeout that the relay may take to stop, and a starting relay to say ready.
-RELAY_GRACE: Final = 5.0
-WORKER_NICE: Final = 10
 #: Seconds between looks at the counters.
 WATCH_INTERVAL: Final = 1.0
+#: Seconds between two looks at a model server that is followed.
+FOLLOW_INTERVAL: Final = 1.0
 
-
-class Backoff:
-    """How long to wait before the next start: 0 after a long life or a first quick death, then 0.5 s doubling to 30."""
-
-    def __init__(self) -> None:
-        self._quick = 0
-
-    def after(self, lived: float) -> float:
-        """Seconds to wait, for a child that lived so many seconds."""
-        self._quick = 0 if lived >= QUICK_SECONDS else self._quick + 1
-        return 0.0 if self._quick <= 1 else min(BACKOFF_LIMIT, BACKOFF_FIRST * 2.0 ** (self._quick - 2))
-
-
-def bind(address: Address) -> socket.socket:
-    """A bound and listening socket. Raises OSError."""
-    family, kind, protocol, _, where = socket.getaddrinfo(
-        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    sock = socket.socket(family, kind, protocol)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(where)
-        sock.listen(BACKLOG)
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
-def bound_name(sock: socket.socket) -> str:
-    """``host:port`` that the kernel gave."""
-    return str(Address(*sock.getsockname()[:2]))
-
-
-def inherited(data: bytes) -> int:
-    """A descriptor that reads ``data``: for what must not stand in an argument, where ``ps`` shows it."""
-    fd = os.memfd_create("warmtap-config", os.MFD_CLOEXEC)
-    os.write(fd, data)
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
+#: Serves health, metrics and API of a sidecar while the context lasts.
+Admin = Callable[["Supervisor"], AbstractAsyncContextManager[None]]
 
 
 class Supervisor:
-    """Runs until SIGTERM or SIGINT. ``sockets`` are bound already, ``upstreams`` belong to them by place."""
+    """Implements :class:`proxy.sidecar.Sidecar`. Runs until SIGTERM or SIGINT, or until a successor has taken over."""
 
     def __init__(
         self,
+        settings: Settings,
         *,
-        sockets: Sequence[socket.socket],
-        upstreams: Sequence[str],
-        relay: RelayConfig,
-        worker: WorkerConfig,
+        listening: Sequence[Listening],
         counters: Counters,
         sink: LineSink,
+        run: str,
+        load: Callable[[], Settings] | None = None,
+        predecessor: Predecessor | None = None,
+        elsewhere: WorkerSocket | None = None,
+        admin: Admin | None = None,
         relay_command: Sequence[str] = RELAY_COMMAND,
         worker_command: Sequence[str] = WORKER_COMMAND,
     ) -> None:
-        """``relay`` is completed with generation and descriptors at each start."""
-        self._sockets = sockets
-        self._upstreams = upstreams
-        self._relay_config = relay
-        self._worker_config = msgspec.json.encode(worker)
-        self._counters = counters
+        """``listening`` are bound already, in the order of the settings; ``run`` names this run in the store. ``load``
+        reads the settings file again (raises SettingsError), None where there is none."""
+        self.settings = settings
+        self.counters = counters
+        self.started_at = time.time()
+        self.draining = False
+        self._listening = listening
         self._sink = sink
-        self._relay_command = relay_command
-        self._worker_command = worker_command
-        self._stop = asyncio.Event()
-        self._relay: Child | None = None
-        self._worker: Child | None = None
-        self._control: socket.socket | None = None
-        #: The relay's end of the tap, while there is no relay to send it to.
-        self._tap: socket.socket | None = None
+        self._run_name = run
+        self._load = load
+        self._predecessor = predecessor
+        self._elsewhere = elsewhere
+        self._admin = admin
+        self._handed_over = False
+        self._asked_to_stop = asyncio.Event()
+        self._at_once = asyncio.Event()
         self._told_ready = False
-        #: ``worker_ready`` when the worker was started: above it, this one reads.
-        self._ready_before = 0
+        self._ready = asyncio.Event()
+        self._orders = Orders(
+            relay_config(settings),
+            worker_config(settings, run),
+            pairs=settings.workers,
+            heartbeat_timeout=settings.relay.heartbeat_timeout,
+        )
+        self._pairs = [
+            Pair(
+                number,
+                sockets=[one.sock for one in listening],
+                orders=self._orders,
+                counters=counters.of(number),
+                sink=sink,
+                changed=self._on_change,
+                relay_command=relay_command,
+                worker_command=worker_command,
+                elsewhere=elsewhere,
+            )
+            for number in range(settings.workers)
+        ]
+        self._changed = asyncio.Event()
+        self._probes = [Probe(parse(listener.upstream)) for listener in settings.listeners]
+
+    # -- what others may know and say: proxy.sidecar
+
+    @property
+    def paused(self) -> bool:
+        return self._orders.paused
+
+    def listeners(self) -> list[ListenerState]:
+        open_now = any(pair.relay.accepting for pair in self._pairs)
+        return [
+            ListenerState(
+                listener.name or listener.listen,
+                one.name,
+                listener.upstream,
+                listener.dialect,
+                listener.tls is not None,
+                listener.upstream_tls is not None,
+                "refusing" if number in self._orders.refused else "accepting" if open_now else "closed",
+            )
+            for number, (listener, one) in enumerate(zip(self.settings.listeners, self._listening, strict=True))
+        ]
+
+    def pairs(self) -> list[PairState]:
+        return [pair.state() for pair in self._pairs]
+
+    async def unready(self) -> list[str]:
+        why = ["stopping"] if self.draining else []
+        if not any(pair.relay.accepting for pair in self._pairs):
+            why.append("no relay accepts connections")
+        failures = await asyncio.gather(*(probe.failure() for probe in self._probes))
+        for probe, failure in zip(self._probes, failures, strict=True):
+            if failure:
+                why.append(f"model server {probe.address} does not accept a connection: {failure}")
+        return why
+
+    def pause(self) -> None:
+        if not self._orders.paused:
+            self._orders.paused = True
+            log.warning("capture is paused: the taps are detached, connections go on")
+            for pair in self._pairs:
+                pair.worker.pause()
+
+    def resume(self) -> None:
+        if self._orders.paused:
+            self._orders.paused = False
+            log.info("capture is resumed")
+            for pair in self._pairs:
+                pair.worker.resume()
+
+    # -- the run
 
     async def run(self) -> int:
-        """0 after a clean stop."""
+        """0 after a clean stop or a take-over, 1 if the predecessor could not be replaced."""
         loop = asyncio.get_running_loop()
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, self._stop.set)
-        relay = loop.create_task(self._keep_relay())
-        worker = loop.create_task(self._keep_worker())
-        watch = loop.create_task(self._watch())
-        stop = loop.create_task(self._stop.wait())
+        loop.add_signal_handler(signal.SIGTERM, self._on_stop, False)
+        loop.add_signal_handler(signal.SIGINT, self._on_stop, True)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
+        loop.add_signal_handler(signal.SIGUSR1, self.pause)
+        loop.add_signal_handler(signal.SIGUSR2, self.resume)
+        status = 0
+        keepers = [loop.create_task(pair.run()) for pair in self._pairs]
+        beside = [loop.create_task(self._watch()), loop.create_task(self._follow())]
+        succession = loop.create_task(self._succeed())
+        stop = loop.create_task(self._stopping())
         try:
-            # The keepers end only when told to, or by a mistake of ours.
-            await asyncio.wait({relay, worker, watch, stop}, return_when=asyncio.FIRST_COMPLETED)
-            self._stop.set()
-            log.info("stopping")
-            await relay
-            await worker
-            await watch
+            # All but the stop end only by a mistake of ours.
+            await asyncio.wait({*keepers, *beside, succession, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if succession.done() and not stop.done():
+                status = succession.result()
+                self._on_stop(True)
+            await self._halt(keepers)
         finally:
-            for task in (relay, worker, watch, stop):
+            for task in (*keepers, *beside, succession, stop):
                 task.cancel()
-            for child in (self._relay, self._worker):
-                if child is not None:
-                    child.signal_kill()
-        self._say(summary(self._counters.snapshot()))
+            for pair in self._pairs:
+                pair.kill()
+            await asyncio.gather(*beside, succession, stop, return_exceptions=True)
+        self._say(summary(self.counters.total(), len(self._pairs)))
         log.info("stopped", extra={"fields": {"log_lines_dropped": self._sink.dropped}})
-        return 0
+        return status
 
-    # -- relay
+    def _on_stop(self, at_once: bool) -> None:
+        if at_once or self._asked_to_stop.is_set():
+            self._at_once.set()
+        self._asked_to_stop.set()
 
-    async def _keep_relay(self) -> None:
-        loop = asyncio.get_running_loop()
-        backoff, generation = Backoff(), 0
-        while not self._stop.is_set():
-            began = loop.time()
-            await self._run_relay(generation)
-            generation += 1
-            if not self._stop.is_set():
-                await self._pause(backoff.after(loop.time() - began))
+    async def _stopping(self) -> None:
+        """Until it is time to stop accepting."""
+        await self._asked_to_stop.wait()
+        self.draining = True
+        delay = self.settings.relay.drain_delay
+        log.info("stopping", extra={"fields": {} if self._at_once.is_set() else {"accepting_for_seconds": delay}})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay):
+                await self._at_once.wait()
 
-    async def _run_relay(self, generation: int) -> None:
-        """Start one relay, serve it, and return when it has ended."""
-        loop = asyncio.get_running_loop()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        fds = [sock.fileno() for sock in self._sockets]
-        config = msgspec.structs.replace(
-            self._relay_config,
-            generation=generation,
-            listeners=tuple(RelayListener(fd, upstream) for fd, upstream in zip(fds, self._upstreams, strict=True)),
-        )
-        config_fd = inherited(msgspec.json.encode(config))
+    async def _halt(self, keepers: Sequence[asyncio.Task[None]]) -> None:
+        self.draining = True
+        self._orders.stop.set()
+        # The relays hold the sockets until they have accepted what waits there; then the kernel refuses.
+        for one in self._listening:
+            one.close(remove=not self._handed_over)
+        await asyncio.gather(*keepers)
+
+    async def _succeed(self) -> int:
+        """Begin: become ready, take over, serve admin. Ends when a successor has taken over (0), or this one could not
+        (1)."""
+        await self._ready.wait()
+        if self._predecessor is not None:
+            try:
+                await self._predecessor.taken()
+            except TakeOverError as error:
+                log.error("not taken over", extra={"fields": {"error": error}})
+                self._handed_over = True  # the sockets are still the other's
+                return 1
+            log.info("taken over")
+        async with contextlib.AsyncExitStack() as stack:
+            if self._admin is not None:
+                await stack.enter_async_context(self._admin(self))
+            path = self.settings.takeover_socket
+            if not path:
+                await asyncio.Event().wait()
+            try:
+                takeover = TakeOverSocket(path)
+            except OSError as error:
+                log.error("takeover_socket cannot be used", extra={"fields": {"path": path, "error": error}})
+                await asyncio.Event().wait()
+            stack.callback(takeover.close)
+
+            async def let_go() -> None:
+                self._handed_over = True
+                await stack.aclose()
+
+            await takeover.serve(self._offered, let_go)
+            log.info("a successor has taken over")
+            return 0
+        raise AssertionError("unreachable")
+
+    def _offered(self) -> Sequence[Listening]:
+        """Everything accepts before it is handed over: the successor follows its model servers by itself."""
+        for number in list(self._orders.refused):
+            self._accept(number)
+        return self._listening
+
+    # -- signals
+
+    def reload(self) -> None:
+        """Read the settings again; what can take effect does, the rest is named."""
+        if self._load is None:
+            log.warning("nothing to reload: the sidecar was started without --config")
+            return
         try:
-            child = await Child.start(
-                (
-                    *self._relay_command,
-                    *("--config-fd", str(config_fd)),
-                    *("--control-fd", str(theirs.fileno())),
-                    *("--counters-fd", str(self._counters.fd)),
-                ),
-                fds=[*fds, config_fd, theirs.fileno(), self._counters.fd],
-                put_line=self._sink.put,
+            fresh = self._load()
+        except SettingsError as error:
+            log.error("settings not reloaded", extra={"fields": {"error": error}})
+            return
+        rest = needing_restart(self.settings, fresh)
+        if len(fresh.listeners) != len(self.settings.listeners):
+            log.error(
+                "settings not reloaded",
+                extra={"fields": {"error": "another number of listeners needs a restart or --take-over"}},
             )
+            return
+        fresh = kept(self.settings, fresh)
+        worker, relay = worker_config(fresh, self._run_name), relay_config(fresh)
+        restart_workers = worker != self._orders.worker
+        self.settings = fresh
+        self._orders.heartbeat_timeout = fresh.relay.heartbeat_timeout
+        self._orders.relay, self._orders.worker = relay, worker
+        logging.getLogger().setLevel(fresh.log_level.upper())
+        for pair in self._pairs:
+            pair.relay.reload()
+            if restart_workers:
+                pair.worker.restart()
+        log.info("settings reloaded", extra={"fields": {"need_a_restart": ",".join(rest)} if rest else {}})
+
+    # -- follow_upstream
+
+    async def _follow(self) -> None:
+        followed = [n for n, listener in enumerate(self.settings.listeners) if listener.follow_upstream]
+        while followed:
+            for number in followed:
+                failure = await self._probes[number].failure()
+                if failure and number not in self._orders.refused:
+                    await self._refuse(number, failure)
+                elif not failure and number in self._orders.refused:
+                    self._accept(number)
+            await asyncio.sleep(FOLLOW_INTERVAL)
+        await asyncio.Event().wait()
+
+    async def _refuse(self, number: int, failure: str) -> None:
+        """No relay accepts any more, then the kernel refuses."""
+        self._orders.refused.add(number)
+        for pair in self._pairs:
+            pair.relay.say(said.numbered(said.REFUSE, number))
+        while any(pair.relay.accepting and number not in pair.relay.refusing for pair in self._pairs):
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FOLLOW_INTERVAL):
+                    await self._changed.wait()
+        self._listening[number].refuse()
+        fields = {"listener": self._listening[number].name, "model_server": self._probes[number].address}
+        log.warning("refusing clients while the model server refuses", extra={"fields": {**fields, "error": failure}})
+
+    def _accept(self, number: int) -> None:
+        try:
+            self._listening[number].accept()
         except OSError as error:
-            ours.close()
-            log.error("relay cannot start", extra={"fields": {"error": error}})
+            fields = {"listener": self._listening[number].name, "error": error}
+            log.error("cannot listen again", extra={"fields": fields})
             return
-        finally:
-            os.close(config_fd)
-            theirs.close()
-        self._relay = child
-        self._counters.add("relay_starts")
-        log.info("relay started", extra={"fields": {"pid": child.pid, "generation": generation}})
-        ended = loop.create_task(child.wait())
-        stop = loop.create_task(self._stop.wait())
-        with ours:
-            ours.setblocking(False)
-            hello = loop.create_task(loop.sock_recv(ours, 64))
-            await asyncio.wait({ended, stop, hello}, timeout=RELAY_GRACE, return_when=asyncio.FIRST_COMPLETED)
-            if hello.done() and not hello.cancelled() and hello.exception() is None and hello.result() == READY:
-                self._control = ours
-                self._send_tap()
-                self._tell_ready()
-                await asyncio.wait({ended, stop}, return_when=asyncio.FIRST_COMPLETED)
-            elif not stop.done():
-                if not hello.done() and not ended.done():
-                    log.error("relay is not ready in time", extra={"fields": {"seconds": RELAY_GRACE}})
-                    child.signal_kill()
-                # Otherwise it closed its end: it is about to end by itself.
-                await asyncio.wait({ended, stop}, timeout=RELAY_GRACE, return_when=asyncio.FIRST_COMPLETED)
-                if not ended.done() and not stop.done():
-                    child.signal_kill()
-            hello.cancel()
-            if stop.done() and not ended.done():
-                await self._stop_relay(ours, child, ended)
-            status = await ended
-            self._control = None
-        stop.cancel()
-        self._relay = None
-        fields = {"pid": child.pid, "status": status}
-        if self._stop.is_set():
-            log.info("relay ended", extra={"fields": fields})
-        else:
-            log.error("relay died", extra={"fields": fields})
-            # Its worker meets EOF and ends; one that does not (stopped, stuck) is killed.
-            self._drop_tap()
-            if self._worker is not None:
-                loop.call_later(WORKER_GRACE, self._worker.signal_kill)
+        self._orders.refused.discard(number)
+        for pair in self._pairs:
+            pair.relay.refusing.discard(number)
+            pair.relay.say(said.numbered(said.ACCEPT, number))
+        log.info("accepting clients again", extra={"fields": {"listener": self._listening[number].name}})
 
-    async def _stop_relay(self, control: socket.socket, child: Child, ended: asyncio.Task[int]) -> None:
-        try:
-            control.send(DRAIN)
-        except OSError:
-            child.signal_kill()
-        await asyncio.wait({ended}, timeout=self._relay_config.shutdown_timeout + RELAY_GRACE)
-        if not ended.done():
-            child.signal_kill()
-
-    # -- worker
-
-    async def _keep_worker(self) -> None:
-        loop = asyncio.get_running_loop()
-        backoff = Backoff()
-        while not self._stop.is_set():
-            began = loop.time()
-            await self._run_worker()
-            if not self._stop.is_set():
-                await self._pause(backoff.after(loop.time() - began))
-
-    async def _run_worker(self) -> None:
-        """Start one worker with a tap of its own, and return when it has ended."""
-        loop = asyncio.get_running_loop()
-        self._ready_before = self._counters.snapshot()["worker_ready"]
-        ours, theirs = socket.socketpair()
-        config_fd = inherited(self._worker_config)
-        try:
-            child = await Child.start(
-                (
-                    *self._worker_command,
-                    *("--tap-fd", str(theirs.fileno())),
-                    *("--counters-fd", str(self._counters.fd)),
-                    *("--config-fd", str(config_fd)),
-                ),
-                fds=[theirs.fileno(), self._counters.fd, config_fd],
-                put_line=self._sink.put,
-                nice=WORKER_NICE,
-            )
-        except OSError as error:
-            ours.close()
-            log.error("worker cannot start", extra={"fields": {"error": error}})
-            return
-        finally:
-            os.close(config_fd)
-            theirs.close()
-        self._worker = child
-        self._counters.add("worker_starts")
-        log.info("worker started", extra={"fields": {"pid": child.pid}})
-        self._drop_tap()
-        self._tap = ours
-        self._send_tap()
-        self._tell_ready()
-        ended = loop.create_task(child.wait())
-        stop = loop.create_task(self._stop.wait())
-        await asyncio.wait({ended, stop}, return_when=asyncio.FIRST_COMPLETED)
-        if not ended.done():
-            # The relay goes first: the tap then ends, and the worker writes what it has.
-            while self._relay is not None and not ended.done():
-                await asyncio.wait({ended}, timeout=0.02)
-            self._drop_tap()
-            await asyncio.wait({ended}, timeout=WORKER_GRACE)
-            if not ended.done():
-                log.error("worker does not stop", extra={"fields": {"pid": child.pid}})
-                child.signal_kill()
-        status = await ended
-        stop.cancel()
-        self._worker = None
-        level = logging.INFO if status == 0 else logging.ERROR
-        log.log(level, "worker ended", extra={"fields": {"pid": child.pid, "status": status}})
-
-    def _send_tap(self) -> None:
-        if self._tap is None or self._control is None:
-            return
-        try:
-            socket.send_fds(self._control, [TAP], [self._tap.fileno()])
-        except OSError:
-            return  # the relay is ending; the next one gets it
-        self._drop_tap()
-
-    def _drop_tap(self) -> None:
-        if self._tap is not None:
-            self._tap.close()
-            self._tap = None
-
-    # -- both
-
-    def _reading(self) -> bool:
-        """Whether there is a worker that has begun to read."""
-        return self._worker is not None and self._counters.snapshot()["worker_ready"] > self._ready_before
+    # -- what is said
 
     async def _watch(self) -> None:
         """Say what the capture does not: a worker that cannot start, losses that the store does not hear of."""
         clock = asyncio.get_running_loop().time
-        watch = CaptureWatch(clock())
-        while not self._stop.is_set():
-            for line in watch.look(clock(), self._reading(), self._counters.snapshot()):
+        watch = CaptureWatch(clock(), len(self._pairs))
+        while True:
+            reading = self.paused or all(pair.worker.reading for pair in self._pairs)
+            for line in watch.look(clock(), reading, self.counters.total()):
                 self._say(line)
-            await self._pause(WATCH_INTERVAL)
+            await asyncio.sleep(WATCH_INTERVAL)
 
     @staticmethod
     def _say(line: Line) -> None:
         log.log(line.level, line.message, extra={"fields": line.fields})
 
-    async def _pause(self, seconds: float) -> None:
-        if seconds:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._stop.wait()
-
-    def _tell_ready(self) -> None:
-        if self._told_ready or self._control is None or self._worker is None:
+    def _on_change(self) -> None:
+        self._changed.set()
+        if self._told_ready or not all(pair.relay.accepting and pair.worker.begun for pair in self._pairs):
             return
         self._told_ready = True
-        listeners = ",".join(bound_name(sock) for sock in self._sockets)
+        self._ready.set()
+        listeners = ",".join(one.name for one in self._listening)
         # Traffic does not wait for the capture; its worker says "reading" when it does.
-        capture = "reading" if self._reading() else "starting"
+        capture = "reading" if all(pair.worker.reading for pair in self._pairs) else "starting"
         log.info("ready", extra={"fields": {"listeners": listeners, "capture": capture}})

@@ -15,7 +15,7 @@ from capture.config import WORKER_CLOSE_SECONDS, Limits, ListenerConfig
 from capture.counters import Counters
 from capture.store.base import Batch, open_store
 from capture.store_writer import StoreWriter
-from proxy import supervisor
+from proxy.worker_keeper import WORKER_GRACE
 from tests.support.calls import eas, predict, predict_response
 from tests.support.tap_frames import Flow, GrpcFlow
 from tests.support.waiting import PATIENCE
@@ -241,7 +241,7 @@ def test_the_writer_gives_up_in_time_whatever_hangs() -> None:
     assert not writer.stop(0.01)
     assert counters.snapshot()["store_dropped"] == 4
     store.release.set()
-    assert supervisor.WORKER_GRACE > WORKER_CLOSE_SECONDS
+    assert WORKER_GRACE > WORKER_CLOSE_SECONDS
 
 
 def test_killed_in_the_middle_of_writes(path: Path) -> None:

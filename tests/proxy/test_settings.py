@@ -119,7 +119,7 @@ def test_a_store_in_a_directory_that_is_not_there(
 
 @pytest.mark.parametrize("store", ["s.sqlite", "/", "redis://host/0", "x" * 300 + "/s", "pyproject.toml"])
 def test_nothing_else_about_a_store_stops_the_relay(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "run", lambda _: 0)
+    monkeypatch.setattr(command, "run", lambda _, **__: 0)
     with pytest.raises(typer.Exit) as end:
         command.proxy([":0"], [":1"], store=store)
     assert end.value.exit_code == 0

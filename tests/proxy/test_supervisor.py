@@ -21,12 +21,15 @@ from pathlib import Path
 
 import pytest
 
-from capture.config import WorkerConfig
 from capture.counters import Counters
 from proxy import control, relay_main
+from proxy.address import Address
+from proxy.keeping import Backoff
+from proxy.listening import Listening
 from proxy.logs import LineSink
 from proxy.relay_main import RelayConfig
-from proxy.supervisor import Backoff, Supervisor
+from proxy.settings import from_data
+from proxy.supervisor import Supervisor
 from proxy.watch import LOSSES, STARTS, CaptureWatch, summary
 from tests.support import net_sidecar
 from tests.support.net_relay import receive_all, receive_until_end, server
@@ -342,7 +345,7 @@ class StopWhen(logging.Handler):
         self.seen.append(record)
         if record.getMessage() == self._message:
             assert self.supervisor is not None
-            self.supervisor._stop.set()
+            self.supervisor._on_stop(True)
 
     def messages(self) -> list[str]:
         return [record.getMessage() for record in self.seen]
@@ -352,12 +355,11 @@ async def test_a_relay_that_dies_before_it_is_ready_died_and_was_not_late() -> N
     lines, log = StopWhen("relay died"), logging.getLogger("supervisor")
     log.addHandler(lines)
     lines.supervisor = Supervisor(
-        sockets=[],
-        upstreams=[],
-        relay=RelayConfig(generation=0, listeners=()),
-        worker=WorkerConfig("s", "run", ()),
+        from_data({"listeners": [{"listen": "127.0.0.1:0", "upstream": "127.0.0.1:1"}]}),
+        listening=[Listening.bind(Address("127.0.0.1", 0))],
         counters=Counters.create(),
         sink=LineSink(),
+        run="run",
         relay_command=(sys.executable, "-c", "raise SystemExit(3)"),
         worker_command=(sys.executable, "-c", ""),
     )

@@ -10,7 +10,7 @@ from proxy import command
 
 WORKER = (sys.executable, "-m", "tests.support.net_worker")
 _run = command.run
-command.run = lambda settings: _run(settings, WORKER)  # type: ignore[misc,assignment]
+command.run = lambda settings, **more: _run(settings, WORKER, **more)  # type: ignore[misc,assignment]
 
 if __name__ == "__main__":
     typer.run(command.proxy)

@@ -17,10 +17,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for name in ("tap", "counters", "config"):
         parser.add_argument(f"--{name}-fd", type=int, required=True)
+    parser.add_argument("--pair", type=int, default=0)
     options = parser.parse_args()
     with open(options.config_fd, "rb") as file:
         msgspec.json.decode(file.read(), type=WorkerConfig)
-    counters = Counters(options.counters_fd)
+    counters = Counters(options.counters_fd, options.pair)
     reader = tap.TapReader(socket.socket(fileno=options.tap_fd), counters.slots)
     counters.add("worker_ready")
     position: dict[tuple[int, int], int] = {}

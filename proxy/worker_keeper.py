@@ -1,0 +1,256 @@
+"""One capture worker after the other: started here or connected from elsewhere, each with a tap of its own.
+
+A tap belongs to one worker: when the worker ends the next one gets a new socketpair, whose other end travels to the
+relay. When the relay ends the worker meets EOF, ends too, and its successor gets a pair with the new relay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from capture.config import WORKER_CLOSE_SECONDS
+from capture.counters import Counters
+from proxy import control as said
+from proxy.child import Child
+from proxy.keeping import Orders, inherited, keep
+from proxy.logs import LineSink
+from proxy.relay_keeper import RelayKeeper
+from proxy.sidecar import WorkerState
+from proxy.worker_socket import WorkerSocket
+
+log = logging.getLogger("supervisor")
+
+WORKER_COMMAND: Final = (sys.executable, "-P", "-m", "capture.worker")
+#: Seconds that a worker may take for what it has read after its tap ended: it gives up by itself before.
+WORKER_GRACE: Final = WORKER_CLOSE_SECONDS + 4.0
+WORKER_NICE: Final = 10
+
+
+class WorkerKeeper:
+    """Keeps a capture worker reading until ``orders.stop``."""
+
+    def __init__(
+        self,
+        number: int,
+        *,
+        relay: RelayKeeper,
+        orders: Orders,
+        counters: Counters,
+        sink: LineSink,
+        changed: Callable[[], None],
+        command: Sequence[str] = WORKER_COMMAND,
+        elsewhere: WorkerSocket | None = None,
+    ) -> None:
+        """``number`` of the pair, ``relay`` the other half of it. ``elsewhere``: where workers connect that are not
+        started here."""
+        self._number = number
+        self._which = orders.which(number)
+        self._relay = relay
+        self._orders = orders
+        self._counters = counters
+        self._sink = sink
+        self._changed = changed
+        self._command = command
+        self._elsewhere = elsewhere
+        self._child: Child | None = None
+        self._link: socket.socket | None = None
+        #: The relay's end of the tap, while there is no relay to send it to.
+        self._tap: socket.socket | None = None
+        #: ``worker_ready`` when the worker was started: above it, this one reads.
+        self._ready_before = 0
+        self._resumed = asyncio.Event()
+        self._resumed.set()
+
+    @property
+    def pid(self) -> int:
+        """0 where there is none, or it runs elsewhere."""
+        return 0 if self._child is None else self._child.pid
+
+    @property
+    def begun(self) -> bool:
+        """There is one, reading or about to, or none is to be started here."""
+        return self._child is not None or self._elsewhere is not None
+
+    @property
+    def reading(self) -> bool:
+        """It has begun to read."""
+        present = self._child is not None or self._link is not None
+        return present and self._counters.snapshot()["worker_ready"] > self._ready_before
+
+    @property
+    def state(self) -> WorkerState:
+        """For health and API."""
+        if self._elsewhere is not None:
+            return "waiting" if self._link is None else "external"
+        return "reading" if self.reading else "none" if self._child is None else "starting"
+
+    def restart(self) -> None:
+        """The present worker writes what it has and ends; while capture is paused none follows."""
+        self._drop_tap()
+        self._relay.say(said.DETACH)
+
+    def pause(self) -> None:
+        """Detach the tap; flows go on."""
+        self._resumed.clear()
+        self.restart()
+
+    def resume(self) -> None:
+        """Start a worker again."""
+        self._resumed.set()
+
+    def relay_died(self) -> None:
+        """The worker meets EOF and ends; one that does not (stopped, stuck) is killed."""
+        self._drop_tap()
+        if self._child is not None:
+            asyncio.get_running_loop().call_later(WORKER_GRACE, self._child.signal_kill)
+
+    def send_tap(self) -> None:
+        """Give the tap to a relay that is ready, if there is one that it has not got."""
+        if self._tap is not None and self._relay.say(said.TAP, self._tap.fileno()):
+            self._drop_tap()
+
+    def kill(self) -> None:
+        """SIGKILL, if it was started here and runs."""
+        if self._child is not None:
+            self._child.signal_kill()
+
+    async def run(self) -> None:
+        """Until it has ended after a stop."""
+        await keep(self._orders.stop, self._run)
+
+    async def _run(self, _: int) -> None:
+        """Have one worker with a tap of its own, and return when it has ended."""
+        if not self._resumed.is_set():
+            loop = asyncio.get_running_loop()
+            resumed = loop.create_task(self._resumed.wait())
+            stop = loop.create_task(self._orders.stop.wait())
+            await asyncio.wait({resumed, stop}, return_when=asyncio.FIRST_COMPLETED)
+            resumed.cancel()
+            stop.cancel()
+        elif self._elsewhere is not None:
+            await self._run_elsewhere(self._elsewhere)
+        else:
+            await self._run_here()
+
+    def _config(self) -> int:
+        config = self._orders.worker
+        return inherited(msgspec.json.encode(msgspec.structs.replace(config, run=f"{config.run}-{self._number}")))
+
+    async def _run_here(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._ready_before = self._counters.snapshot()["worker_ready"]
+        ours, theirs = socket.socketpair()
+        config_fd = self._config()
+        try:
+            child = await Child.start(
+                (
+                    *self._command,
+                    *("--tap-fd", str(theirs.fileno())),
+                    *("--counters-fd", str(self._counters.fd)),
+                    *("--config-fd", str(config_fd)),
+                    *("--pair", str(self._number)),
+                ),
+                fds=[theirs.fileno(), self._counters.fd, config_fd],
+                put_line=self._sink.put,
+                nice=WORKER_NICE,
+            )
+        except OSError as error:
+            ours.close()
+            log.error("worker cannot start", extra={"fields": {"error": error}})
+            return
+        finally:
+            os.close(config_fd)
+            theirs.close()
+        self._child = child
+        self._counters.add("worker_starts")
+        log.info("worker started", extra={"fields": {"pid": child.pid, **self._which}})
+        self._begin_tap(ours)
+        ended = loop.create_task(child.wait())
+        if not await self._until_stopped(ended):
+            log.error("worker does not stop", extra={"fields": {"pid": child.pid}})
+            child.signal_kill()
+        status = await ended
+        self._child = None
+        level = logging.INFO if status == 0 else logging.ERROR
+        log.log(
+            level,
+            "worker ended",
+            extra={"fields": {"pid": child.pid, "status": status, **self._which}},
+        )
+        self._changed()
+
+    async def _run_elsewhere(self, elsewhere: WorkerSocket) -> None:
+        """One worker that connected, for as long as its connection stays."""
+        loop = asyncio.get_running_loop()
+        arrival = loop.create_task(elsewhere.next())
+        stop = loop.create_task(self._orders.stop.wait())
+        await asyncio.wait({arrival, stop}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if not arrival.done():
+            arrival.cancel()
+            return
+        link = arrival.result()
+        self._ready_before = self._counters.snapshot()["worker_ready"]
+        ours, theirs = socket.socketpair()
+        config_fd = self._config()
+        try:
+            elsewhere.hand_over(
+                link, self._number, {"tap": theirs.fileno(), "counters": self._counters.fd, "config": config_fd}
+            )
+        except OSError as error:
+            ours.close()
+            link.close()
+            log.error("worker that connected is gone", extra={"fields": {"error": error}})
+            return
+        finally:
+            os.close(config_fd)
+            theirs.close()
+        with link:
+            self._link = link
+            self._counters.add("worker_starts")
+            log.info("worker connected", extra={"fields": self._which})
+            self._begin_tap(ours)
+            ended = loop.create_task(elsewhere.end_of(link))
+            if not await self._until_stopped(ended):
+                log.error("worker that connected does not stop", extra={"fields": self._which})
+                ended.cancel()
+            self._link = None
+        self._drop_tap()
+        self._relay.say(said.DETACH)
+        log.info("worker disconnected", extra={"fields": self._which})
+        self._changed()
+
+    def _begin_tap(self, ours: socket.socket) -> None:
+        self._drop_tap()
+        self._tap = ours
+        if self._orders.paused:
+            self._drop_tap()
+        self.send_tap()
+        self._changed()
+
+    async def _until_stopped(self, ended: asyncio.Task[int] | asyncio.Task[None]) -> bool:
+        """Until the worker has ended, of itself or after a stop. False: it has not, in the time that it was given."""
+        stop = asyncio.get_running_loop().create_task(self._orders.stop.wait())
+        waiting: set[asyncio.Task[int] | asyncio.Task[None] | asyncio.Task[bool]] = {ended, stop}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if not ended.done():
+            # The relay goes first: the tap then ends, and the worker writes what it has.
+            while self._relay.pid and not ended.done():
+                await asyncio.wait({ended}, timeout=0.02)
+            self._drop_tap()
+            await asyncio.wait({ended}, timeout=WORKER_GRACE)
+        return ended.done()
+
+    def _drop_tap(self) -> None:
+        if self._tap is not None:
+            self._tap.close()
+            self._tap = None

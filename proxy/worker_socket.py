@@ -1,0 +1,100 @@
+"""Where capture workers connect that the sidecar does not start: ``capture worker --connect`` in another container.
+
+``SOCK_SEQPACKET``. To a worker that connects, one message is sent when a pair is free: JSON ``{"protocol": 1, "fds":
+[names], "pair": N}`` with the descriptors in that order (SCM_RIGHTS). The connection stays open as the sign of life of
+both. Only processes of the sidecar's own user are served (SO_PEERCRED): the tap carries production requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+log = logging.getLogger("supervisor")
+
+PROTOCOL: Final = 1
+_CREDENTIALS: Final = struct.Struct("3i")
+#: Seconds between attempts to accept when no descriptor is free.
+_RETRY: Final = 1.0
+
+
+def peer_user(sock: socket.socket) -> int:
+    """User id of the process at the other end of a Unix socket."""
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(raw)[1])
+
+
+def listen_private(path: str) -> socket.socket:
+    """A listening SOCK_SEQPACKET socket that only this user may connect to; a stale one is replaced. Raises OSError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if not Path(path).is_socket():
+                raise OSError("there is a file of that name that is no socket")
+            os.unlink(path)
+        before = os.umask(0o177)
+        try:
+            sock.bind(path)
+        finally:
+            os.umask(before)
+        sock.listen(16)
+        sock.setblocking(False)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+class WorkerSocket:
+    """Accepts workers; pairs ask for the next one."""
+
+    def __init__(self, path: str) -> None:
+        """Raises OSError."""
+        self._path = path
+        self._sock = listen_private(path)
+
+    async def next(self) -> socket.socket:
+        """A worker that has connected and is still there."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                link, _ = await loop.sock_accept(self._sock)
+            except OSError as error:
+                log.error("cannot accept a worker", extra={"fields": {"error": error}})
+                await asyncio.sleep(_RETRY)
+                continue
+            if (user := peer_user(link)) == os.geteuid():
+                return link
+            log.error(
+                "a worker of another user was turned away: run both as one user",
+                extra={"fields": {"user": user, "own": os.geteuid()}},
+            )
+            link.close()
+
+    @staticmethod
+    def hand_over(link: socket.socket, pair: int, fds: Mapping[str, int]) -> None:
+        """Send the descriptors. Raises OSError."""
+        message = json.dumps({"protocol": PROTOCOL, "fds": list(fds), "pair": pair}).encode()
+        socket.send_fds(link, [message], list(fds.values()))
+
+    @staticmethod
+    async def end_of(link: socket.socket) -> None:
+        """Until the worker has closed its end."""
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError):
+            while await loop.sock_recv(link, 64):
+                pass
+
+    def close(self) -> None:
+        """Nobody connects any more."""
+        self._sock.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self._path)
