@@ -53,10 +53,6 @@ LONG_FLOW_BYTES: Final = 64 << 10
 #: Unacknowledged frames that are remembered; a kernel buffer of 1 MiB cannot hold more. Older ones count as read.
 LEDGER_FRAMES: Final = 1 << 16
 
-#: Bytes. A server's chunk up to here may be nothing but HTTP/2 control frames (SETTINGS, its ACK, WINDOW_UPDATE, PING:
-#: 9 to 60 bytes) that answer a request which still runs.
-ANSWER_BYTES: Final = 128
-
 _RELAYED_CLIENT: Final = SLOT["client_bytes"]
 _RELAYED_SERVER: Final = SLOT["server_bytes"]
 _READ_FRAMES: Final = SLOT["tap_frames"]
@@ -76,7 +72,6 @@ class TapFlow:
         "announced",
         "client_eof",
         "client_offset",
-        "client_spoke_last",
         "closed",
         "id",
         "listener",
@@ -84,6 +79,7 @@ class TapFlow:
         "lost_server",
         "missed",
         "peer",
+        "server_before",
         "server_eof",
         "server_offset",
         "synced",
@@ -99,8 +95,8 @@ class TapFlow:
         #: Bytes relayed so far, tapped or not.
         self.client_offset = 0
         self.server_offset = 0
-        #: The client has sent something since the server's last chunk that can be an answer.
-        self.client_spoke_last = False
+        #: ``server_offset`` when the client last sent something.
+        self.server_before = 0
         #: Bytes lost since the last GAP.
         self.lost_client = 0
         self.lost_server = 0
@@ -271,7 +267,7 @@ class TapWriter:
         """Bytes of the client that were relayed. A reference is kept, nothing is copied."""
         size = len(data)
         self._slots[_RELAYED_CLIENT] += size
-        flow.client_spoke_last = True
+        flow.server_before = flow.server_offset
         offset = flow.client_offset
         if (flow.synced != self._epoch and not self._resume(flow)) or (self._blocked and self._refuses(flow, size)):
             flow.client_offset = offset + size
@@ -300,8 +296,6 @@ class TapWriter:
         # The same as client(), written twice: a shared function would cost a call per chunk.
         size = len(data)
         self._slots[_RELAYED_SERVER] += size
-        if size > ANSWER_BYTES:
-            flow.client_spoke_last = False
         offset = flow.server_offset
         if (flow.synced != self._epoch and not self._resume(flow)) or (self._blocked and self._refuses(flow, size)):
             flow.server_offset = offset + size

@@ -28,6 +28,9 @@ from proxy.upstream import Upstream
 #: for it; the case is rare (a server that fails in mid-exchange).
 _FLUSH_POLL_FIRST: Final = 0.001
 _FLUSH_POLL_LAST: Final = 0.1
+#: Bytes. Less may be nothing but HTTP/2 control frames (SETTINGS, its ACK, WINDOW_UPDATE, PING: 9 to 60 bytes) that
+#: follow a request which still runs. The answers of model servers are longer; a shorter one only costs a stop its time.
+ANSWER_BYTES: Final = 100
 _OPENED: Final = SLOT["flows_opened"]
 _CONNECTS: Final = SLOT["connect_0"]
 _CONNECT_US: Final = SLOT["connect_us"]
@@ -283,10 +286,12 @@ class Flow:
 
     @property
     def answered(self) -> bool:
-        """Whether nobody seems to wait: the server spoke last, or nobody ever did. Not while one side has ended."""
-        return not (
-            self.reason or self.tapped.client_spoke_last or self._connecting or self.client.eof or self.server.eof
-        )
+        """Whether nobody seems to wait: the server has said enough for an answer since the client last spoke, or the
+        client never did. Not while one side has ended."""
+        if self.reason or self.client.eof or self.server.eof or self._connecting:
+            return False
+        tapped = self.tapped
+        return not tapped.client_offset or tapped.server_offset - tapped.server_before > ANSWER_BYTES
 
     def drained(self) -> None:
         """Close an idle flow: FIN to both. A request that is on its way in this moment meets a reset, and the server

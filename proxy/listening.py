@@ -54,9 +54,7 @@ class Listening:
         return cls(address, sock)
 
     def refuse(self) -> None:
-        """Have the kernel refuse clients. No relay may be accepting."""
-        if self.refusing:
-            return
+        """Have the kernel refuse clients. No relay may be accepting. Again: renewed."""
         self.refusing = True
         if self.address.path:
             with contextlib.suppress(FileNotFoundError):

@@ -105,7 +105,6 @@ class Supervisor:
             )
             for number in range(settings.workers)
         ]
-        self._changed = asyncio.Event()
         self._probes = [Probe(parse(listener.upstream)) for listener in settings.listeners]
 
     # -- what others may know and say: proxy.sidecar
@@ -291,25 +290,25 @@ class Supervisor:
             for number in followed:
                 failure = await self._probes[number].failure()
                 if failure and number not in self._orders.refused:
-                    await self._refuse(number, failure)
+                    self._refuse(number, failure)
                 elif not failure and number in self._orders.refused:
                     self._accept(number)
             await asyncio.sleep(FOLLOW_INTERVAL)
         await asyncio.Event().wait()
 
-    async def _refuse(self, number: int, failure: str) -> None:
-        """No relay accepts any more, then the kernel refuses."""
+    def _refuse(self, number: int, failure: str) -> None:
+        """Tell the relays; the kernel follows when none accepts any more."""
         self._orders.refused.add(number)
-        for pair in self._pairs:
-            pair.relay.say(said.numbered(said.REFUSE, number))
-        while any(pair.relay.accepting and number not in pair.relay.refusing for pair in self._pairs):
-            self._changed.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(FOLLOW_INTERVAL):
-                    await self._changed.wait()
-        self._listening[number].refuse()
         fields = {"listener": self._listening[number].name, "model_server": self._probes[number].address}
         log.warning("refusing clients while the model server refuses", extra={"fields": {**fields, "error": failure}})
+        for pair in self._pairs:
+            pair.relay.say(said.numbered(said.REFUSE, number))
+
+    def _settle(self) -> None:
+        """A relay that starts listens for a moment, and undoes the refusal of the kernel: it is renewed."""
+        for number in self._orders.refused:
+            if all(number in pair.relay.refusing for pair in self._pairs if pair.relay.accepting):
+                self._listening[number].refuse()
 
     def _accept(self, number: int) -> None:
         try:
@@ -341,7 +340,7 @@ class Supervisor:
         log.log(line.level, line.message, extra={"fields": line.fields})
 
     def _on_change(self) -> None:
-        self._changed.set()
+        self._settle()
         if self._told_ready or not all(pair.relay.accepting and pair.worker.begun for pair in self._pairs):
             return
         self._told_ready = True

@@ -13,9 +13,9 @@ import json
 import logging
 import os
 import socket
+import stat
 import struct
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 
 log = logging.getLogger("supervisor")
@@ -34,21 +34,27 @@ def peer_user(sock: socket.socket) -> int:
 
 def listen_private(path: str) -> socket.socket:
     """A listening SOCK_SEQPACKET socket that only this user may connect to; a stale one is replaced. Raises OSError."""
+    # Under a temporary name first: whoever finds the name finds a socket that listens.
+    temporary = f"{path}.{os.getpid()}"
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         with contextlib.suppress(FileNotFoundError):
-            if not Path(path).is_socket():
+            if not stat.S_ISSOCK(os.lstat(path).st_mode):
                 raise OSError("there is a file of that name that is no socket")
-            os.unlink(path)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
         before = os.umask(0o177)
         try:
-            sock.bind(path)
+            sock.bind(temporary)
         finally:
             os.umask(before)
         sock.listen(16)
         sock.setblocking(False)
+        os.rename(temporary, path)
     except OSError:
         sock.close()
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
         raise
     return sock
 

@@ -5,12 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import hashlib
-import http.client
-import http.server
 import logging
 import os
-import random
 import re
 import signal
 import socket
@@ -32,6 +28,7 @@ from proxy.settings import from_data
 from proxy.supervisor import Supervisor
 from proxy.watch import LOSSES, STARTS, CaptureWatch, summary
 from tests.support import net_sidecar
+from tests.support.net_http import Load, echo_server
 from tests.support.net_relay import receive_all, receive_until_end, server
 from tests.support.net_sidecar import Sidecar, wait_gone
 from tests.support.waiting import PATIENCE, until
@@ -40,78 +37,11 @@ pytestmark = pytest.mark.server
 DOUBLE = "tests.support.net_sidecar_main"
 
 
-class Echo(http.server.BaseHTTPRequestHandler):
-    """Answers a POST with the SHA-256 of its body."""
-
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(200)
-        self.send_header("Content-Length", "64")
-        self.end_headers()
-        self.wfile.write(hashlib.sha256(body).hexdigest().encode())
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def model() -> Iterator[str]:
     """Address of a real HTTP/1.1 server."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Echo) as httpd:
-        httpd.daemon_threads = True
-        thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
-        thread.start()
-        yield f"127.0.0.1:{httpd.server_port}"
-        httpd.shutdown()
-        thread.join()
-
-
-class Load:
-    """Clients that post random bodies and check every answer, with and without keep-alive, until told to stop."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._stop = threading.Event()
-        self.answered = 0
-        self.failures: list[str] = []
-        self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(4)]
-
-    def _run(self, number: int) -> None:
-        rng, keep = random.Random(number), number % 2 == 0
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE)
-        while not self._stop.is_set():
-            body = rng.randbytes(rng.choice((10, 10_000, 200_000)))
-            try:
-                connection.request("POST", "/", body)
-                answer = connection.getresponse().read()
-            except OSError as error:
-                self.failures.append(repr(error))
-                break
-            if answer != hashlib.sha256(body).hexdigest().encode():
-                self.failures.append(f"{len(body)} bytes: wrong answer")
-            self.answered += 1
-            if not keep:
-                connection.close()
-        connection.close()
-
-    def more(self, requests: int = 300) -> None:
-        """Wait until so many more were answered."""
-        goal = self.answered + requests
-        until(lambda: self.answered >= goal or self.failures)
-        assert not self.failures
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
+    with echo_server() as address:
+        yield address
 
 
 def settings_file(tmp_path: Path, upstream: str, shutdown: float = 0, tap_bytes: int = 64 << 20) -> str:
