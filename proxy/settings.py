@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -20,6 +20,8 @@ from proxy.flow import Deadlines, KeepAlive
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 Seconds = Annotated[float, Meta(ge=0)]
+#: A worker with nothing to do takes 48 MB of address space; below this it might not even start.
+LOWEST_MEMORY_BYTES: Final = 128 << 20
 DEFAULT_STORE = "warmtap.sqlite"
 DEFAULT_ADMIN = "127.0.0.1:8590"
 
@@ -277,6 +279,11 @@ def check(settings: Settings) -> None:
             listener.upstream_tls.key
         ):
             raise SettingsError(f"{place}.upstream_tls: certificate and key go together")
+    if 0 < settings.capture.memory_bytes < LOWEST_MEMORY_BYTES:
+        raise SettingsError(
+            f"capture.memory_bytes: {settings.capture.memory_bytes} is less than a worker needs; give 0 (no limit) or"
+            f" {LOWEST_MEMORY_BYTES} and more"
+        )
     _check_admin(settings.admin)
 
 

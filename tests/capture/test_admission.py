@@ -264,6 +264,22 @@ def test_the_least_recent_model_version_gives_way_with_all_it_holds(monkeypatch:
     assert calls.admission.stored_bytes == stored
 
 
+def test_new_model_versions_beyond_the_bound_are_few_in_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission_module, "MAX_MODEL_VERSIONS", 3)
+    monkeypatch.setattr(admission_module, "NEW_VERSIONS_PER_HOUR", 2)
+    calls = Calls()
+
+    def admitted(first: int, now: float) -> list[bool]:
+        owners = [ModelVersion("eas", f"m{number}", "1") for number in range(first, first + 5)]
+        return [calls(owner=owner, now=now + at).admitted for at, owner in enumerate(owners)]
+
+    assert admitted(0, START) == [True] * 5  # three that are free, two more
+    assert admitted(5, START + 10) == [False] * 5
+    # What is known is counted on, and the next hour brings new ones.
+    assert calls(owner=ModelVersion("eas", "m4", "1"), now=START + 20).admitted
+    assert admitted(10, START + 3600) == [True, True, False, False, False]
+
+
 # --- the held-out set ---
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from capture import exchange as exchange_module
 from capture import pipeline as pipeline_module
 from capture import tap
 from capture.admission import Admission
@@ -611,6 +612,31 @@ def test_a_lost_stream_that_was_never_heard_of_is_counted() -> None:
     tracker.feed([ev.Lost(5, "header history lost"), ev.Aborted(7, ev.Side.CLIENT, 0, "reset")])
     assert [(exchange.stream, exchange.lost) for exchange in tracker.finished] == [(5, True)]
     assert tracker.open_exchanges == 0
+
+
+def test_open_exchanges_are_bounded_over_all_flows_and_no_flow_is_left_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange_module, "MAX_OPEN_EXCHANGES", 20)
+    monkeypatch.setattr(exchange_module, "FAIR_EXCHANGES", 3)
+    rig = Rig()
+    greedy, modest = GrpcFlow(1), GrpcFlow(2)
+    for _ in range(30):
+        greedy.request(predict(), end=False)
+    rig.feed(greedy)
+    assert rig.counts == {"requests_lost": 10}
+    modest.call(predict(), predict_response())
+    waiting = [modest.request(predict()) for _ in range(5)]
+    rig.feed(modest)
+    assert rig.counts == {"requests_lost": 12, "requests_observed": 1, "requests_proven": 1}
+    for stream in waiting:
+        modest.answer(stream, predict_response())
+    rig.feed(modest, greedy.closed())
+    assert (rig.counts["requests_lost"], rig.counts["requests_proven"]) == (12, 4)
+    # What has ended makes room.
+    more = GrpcFlow(3)
+    for _ in range(20):
+        more.request(predict(), end=False)
+    rig.feed(more)
+    assert rig.counts["requests_lost"] == 12
 
 
 def _unverified(request: bytes, answer: bytes) -> Exchange:

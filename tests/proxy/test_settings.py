@@ -77,6 +77,10 @@ ONE = {"listen": "127.0.0.1:8500", "upstream": "127.0.0.1:18500"}
             {"listeners": [ONE | {"upstream": ":8500"}]},
             "listeners[0].upstream: ':8500' is the listen address itself",
         ),
+        (
+            {"listeners": [ONE], "capture": {"memory_bytes": 1 << 20}},
+            "capture.memory_bytes: 1048576 is less than a worker needs; give 0 (no limit) or 134217728 and more",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(data: Any, message: str) -> None:

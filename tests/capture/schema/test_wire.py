@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 
 from capture.schema import messages
 from capture.schema.wire import (
+    MAX_FIELDS,
     MAX_VARINT_BYTES,
+    UNCROWDED_BYTES,
     FieldProbe,
     WireError,
+    crowded,
     fields,
     length_delimited,
     read_varint,
@@ -159,3 +162,19 @@ def test_a_probe_holds_only_what_it_wants() -> None:
 
 def test_the_request_builder_is_read_by_fields() -> None:
     assert [field.number for field in fields(predict(["a", "b"], outputs=["o"]))] == [1, 2, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "field", [length_delimited(3, bytes(20)), b"\x18" + write_varint(2**63), b"\x19" + bytes(8), b"\x1d1234"]
+)
+def test_a_message_of_too_many_fields_is_crowded(field: bytes) -> None:
+    rest = length_delimited(4, bytes(UNCROWDED_BYTES))
+    assert not crowded(field * (MAX_FIELDS - 1) + rest)
+    assert crowded(field * MAX_FIELDS + rest)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"\x18\x00" * (UNCROWDED_BYTES // 2), b"\x80" * 200_000, b"\x1b" * 200_000, b"\xff" * 200_000]
+)
+def test_what_is_small_or_no_message_is_left_to_the_parser(raw: bytes) -> None:
+    assert not crowded(raw)
