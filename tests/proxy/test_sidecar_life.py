@@ -115,17 +115,19 @@ def test_a_stop_closes_idle_connections_and_waits_for_busy_ones(tmp_path: Path) 
             idle.getresponse().read()
             unused.connect()
             busy.request("GET", "/", b"y" * 1000)
-            until(lambda: sidecar.counters().snapshot()["client_bytes"] > 1000)
+            counters = sidecar.counters()
+            until(lambda: counters.snapshot()["client_bytes"] > 1000)
             sidecar.process.send_signal(signal.SIGTERM)
             # A clean end (FIN), not a reset.
             assert http_socket(idle).recv(1) == b""
             assert http_socket(unused).recv(1) == b""
-            counters = sidecar.counters()
             until(lambda: counters.snapshot()["flows_closed_drained"] == 2)
             answer.set()
             assert busy.getresponse().status == 200
             # Now it is idle as well.
             assert sidecar.process.wait(PATIENCE) == 0
+            for connection in (idle, unused, busy):
+                connection.close()
             assert counters.snapshot()["flows_closed_drained"] == 3
             assert counters.snapshot()["flows_closed_shutdown"] == 0
 
@@ -136,7 +138,8 @@ def test_after_a_stop_the_kernel_refuses(tmp_path: Path, model: str) -> None:
         (port,) = sidecar.ready()
         with socket.create_connection(("127.0.0.1", port)) as busy:
             busy.sendall(b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\n")
-            until(lambda: sidecar.counters().snapshot()["client_bytes"])
+            counters = sidecar.counters()
+            until(lambda: counters.snapshot()["client_bytes"])
             sidecar.process.send_signal(signal.SIGTERM)
 
             def refused() -> bool:
@@ -294,7 +297,11 @@ def test_clients_are_refused_while_the_model_server_refuses(tmp_path: Path, kind
             return socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
         sock = socket.socket(socket.AF_UNIX)
         sock.settimeout(PATIENCE)
-        sock.connect(str(path))
+        try:
+            sock.connect(str(path))
+        except OSError:
+            sock.close()
+            raise
         return sock
 
     def refused() -> bool:
