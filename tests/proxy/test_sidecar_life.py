@@ -19,7 +19,7 @@ import pytest
 
 from tests.support.net_http import Echo, Load, echo_server, http_socket
 from tests.support.net_relay import receive_until_end
-from tests.support.net_sidecar import Sidecar, gone, wait_gone
+from tests.support.net_sidecar import Sidecar, gone
 from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.server
@@ -399,9 +399,7 @@ def test_a_worker_of_another_container_connects_reads_and_is_replaced(tmp_path: 
                 if turn:
                     assert worker.stop(signal.SIGTERM) == 0
                 else:
-                    worker.process.kill()
-                    wait_gone(worker.process.pid)
-                    worker._end()
+                    assert worker.stop(signal.SIGKILL) == -signal.SIGKILL
                 sidecar.wait_for("worker disconnected", turn + 1)
                 load.more(20)
         assert not load.failures
