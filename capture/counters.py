@@ -109,6 +109,7 @@ TABLE: Final[tuple[Counter, ...]] = (
     Counter("flows_unsynced", "worker", "Flows whose framing was lost by missed bytes"),
     Counter("flows_resynced", "worker", "Flows read again after missed bytes"),
     Counter("flows_blind", "worker", "Flows that ended unsynced: their rest was never read"),
+    Counter("flows_forgotten", "worker", "Times a flow found no room in the memory that a restarted worker reads"),
     Counter("store_writes", "worker", "Batches written to the store"),
     Counter("store_failures", "worker", "Batches that the store refused; they are tried again"),
     Counter("store_dropped", "worker", "Records dropped because the store was away for too long"),

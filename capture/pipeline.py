@@ -5,7 +5,6 @@ Frames go in as the tap reader hands them over; time comes from the tap's own TI
 
 from __future__ import annotations
 
-import ipaddress
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -17,8 +16,10 @@ from capture.admission import Admission
 from capture.config import ListenerConfig
 from capture.dialects.base import Outcome
 from capture.exchange import ExchangeTracker
+from capture.flow_saves import Flow, FlowSave, FlowSaver, load
 from capture.heads import Heads
 from capture.open_exchange import BodyBudget, Exchange
+from capture.peers import network
 from capture.signature import Call
 from capture.store.base import (
     MAX_SENDERS,
@@ -45,15 +46,6 @@ MAX_MODEL_CHARS: Final = 200
 #: Distinct refusal and ignore reasons counted by one worker; the rest is counted as "(other)". Anyone can make up paths
 #: and names of models, and the store keeps each.
 MAX_REASONS: Final = 1000
-
-
-class _Flow:
-    __slots__ = ("listener", "observer", "tracker")
-
-    def __init__(self, observer: FlowObserver, tracker: ExchangeTracker, listener: ListenerConfig) -> None:
-        self.observer = observer
-        self.tracker = tracker
-        self.listener = listener
 
 
 class Pipeline:
@@ -83,7 +75,8 @@ class Pipeline:
         self._draw = draw
         self._memo = HeadMemo()
         self._heads = Heads()
-        self._flows: dict[int, _Flow] = {}
+        self._flows: dict[int, Flow] = {}
+        self._saver = FlowSaver()
         self._held_number = 0
         #: What the requests that were read took, for an estimate of those that were not.
         self._client_bytes = 0
@@ -116,7 +109,9 @@ class Pipeline:
     def feed(self, frames: Iterable[tuple[int, int, int, bytes]]) -> None:
         """Frames as :meth:`capture.tap.TapReader.read` returns them."""
         flows = self._flows
+        touched = self._saver.touched
         for kind, number, _, payload in frames:
+            touched.add(number)
             if kind == tap.CLIENT or kind == tap.SERVER:
                 flow = flows.get(number)
                 if flow is not None:
@@ -142,26 +137,45 @@ class Pipeline:
             self._end(flow)
         self._flows.clear()
 
+    def changes(self, whole: bool, room: int) -> list[FlowSave]:
+        """The flows that :meth:`feed` touched since the last call; or all, in some ``room`` bytes."""
+        if not whole:
+            return self._saver.changes(self._flows)
+        saves, forgotten = self._saver.everything(self._flows, room)
+        self._count("flows_forgotten", forgotten)
+        return saves
+
+    def restore(self, saves: Iterable[FlowSave], now: float, monotonic: float) -> None:
+        """Read on where another worker's pipeline stood. What it had open is lost, and counted."""
+        self.now, self.monotonic = now, monotonic
+        self._flows, lost, unsynced = load(saves, lambda number, opened: self._make(number, opened, False))
+        # What HTTP/1 flows had open they count themselves, as missed, once they read on.
+        self._count("requests_lost", lost)
+        self._count("flows_unsynced", unsynced)
+
     # --- flows ---
 
-    def _open(self, number: int, payload: bytes) -> None:
+    def _make(self, number: int, payload: bytes, joined: bool) -> Flow:
         opened = msgspec.json.decode(payload, type=tap.FlowOpen)
         listener = self._listeners[opened.listener]
-        joined = opened.client_start > 0 or opened.server_start > 0
-        if opened.client_start > 0:
-            # An estimate: the worker before this one may have read all of it, or nothing of many requests.
-            self._count("requests_missed", 1)
         tracker = ExchangeTracker(
             number,
             listener,
-            _network(opened.peer),
+            network(opened.peer),
             self._budget,
             self._heads,
             max_request_bytes=self._request_bytes,
             wanted=self._wanted,
             passed_over=self._pass_over,
         )
-        self._flows[number] = _Flow(FlowObserver(self._memo, joined), tracker, listener)
+        return Flow(payload, FlowObserver(self._memo, joined), tracker, listener)
+
+    def _open(self, number: int, payload: bytes) -> None:
+        opened = msgspec.json.decode(payload, type=tap.FlowOpen)
+        if opened.client_start > 0:
+            # An estimate: the worker before this one may have read all of it, or nothing of many requests.
+            self._count("requests_missed", 1)
+        self._flows[number] = self._make(number, payload, opened.client_start > 0 or opened.server_start > 0)
 
     def _never_seen(self, flows: int, client_bytes: int, _: int) -> None:
         """Flows ended of which this worker got nothing. An estimate of their requests: one for each flow, or as many as
@@ -170,7 +184,7 @@ class Pipeline:
             by_size = client_bytes * self._requests // self._client_bytes if self._client_bytes else 0
             self._count("requests_missed", max(flows, by_size))
 
-    def _control(self, flow: _Flow, number: int, kind: int, payload: bytes) -> None:
+    def _control(self, flow: Flow, number: int, kind: int, payload: bytes) -> None:
         if kind == tap.EOF_CLIENT:
             self._events(flow, flow.observer.eof(ev.Side.CLIENT))
         elif kind == tap.EOF_SERVER:
@@ -184,8 +198,9 @@ class Pipeline:
         elif kind == tap.CLOSED:
             self._end(flow)
             del self._flows[number]
+            self._saver.end(number, flow)
 
-    def _end(self, flow: _Flow) -> None:
+    def _end(self, flow: Flow) -> None:
         blind = flow.observer.unsynced
         self._events(flow, flow.observer.close())
         flow.tracker.close()
@@ -193,12 +208,12 @@ class Pipeline:
         if blind:
             self._count("flows_blind", 1)
 
-    def _events(self, flow: _Flow, events: list[ev.Event]) -> None:
+    def _events(self, flow: Flow, events: list[ev.Event]) -> None:
         if events:
             flow.tracker.feed(events)
             self._drain(flow)
 
-    def _drain(self, flow: _Flow) -> None:
+    def _drain(self, flow: Flow) -> None:
         tracker = flow.tracker
         if tracker.finished:
             finished, tracker.finished = tracker.finished, []
@@ -359,16 +374,6 @@ def _chars(call: Call) -> int:
         + sum(map(len, signature.inputs))
         + sum(map(len, signature.outputs or ()))
     )
-
-
-def _network(peer: str) -> str:
-    """The /24 or /64 of a peer ``host:port``: enough to say who sends, not which machine."""
-    host = peer.rpartition(":")[0].strip("[]")
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return "unix" if peer.startswith("unix") else "-"
-    return str(ipaddress.ip_network((address, 24 if address.version == 4 else 64), strict=False))
 
 
 def drop_requests(batch: Batch, admission: Admission) -> int:

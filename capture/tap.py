@@ -83,6 +83,20 @@ class FlowOpen(msgspec.Struct, frozen=True, omit_defaults=True):
 Frame = tuple[int, int, int, bytes]
 
 
+def check_frame(kind: int, size: int, greeted: bool) -> None:
+    """Raises TapError for a frame that cannot be, or not here."""
+    if not HELLO <= kind <= LOST or size > MAX_PAYLOAD or size != _FIXED.get(kind, size):
+        raise TapError(f"tap: frame of kind {kind} and {size} bytes")
+    if greeted == (kind == HELLO):
+        raise TapError(f"tap: frame of kind {kind} {'after' if greeted else 'before'} the greeting")
+
+
+def check_greeting(payload: bytes) -> None:
+    """Raises TapError for another version's."""
+    if payload != HELLO_PAYLOAD.pack(MAGIC, VERSION):
+        raise TapError(f"tap: greeting {payload!r}; relay and worker are of different versions")
+
+
 class TapReader:
     """The worker's end."""
 
@@ -118,10 +132,7 @@ class TapReader:
         start, end = self._start, self._end
         while end - start >= HEADER.size:
             kind, size, flow, offset = HEADER.unpack_from(self._buffer, start)
-            if not HELLO <= kind <= LOST or size > MAX_PAYLOAD or size != _FIXED.get(kind, size):
-                raise TapError(f"tap: frame of kind {kind} and {size} bytes")
-            if self._greeted == (kind == HELLO):
-                raise TapError(f"tap: frame of kind {kind} {'after' if self._greeted else 'before'} the greeting")
+            check_frame(kind, size, self._greeted)
             body = start + HEADER.size
             if body + size > end:
                 break
@@ -131,9 +142,8 @@ class TapReader:
             elif kind == SERVER:
                 server += size
             elif kind == HELLO:
+                check_greeting(payload)
                 self._greeted = True
-                if payload != HELLO_PAYLOAD.pack(MAGIC, VERSION):
-                    raise TapError(f"tap: greeting {payload!r}; relay and worker are of different versions")
             frames.append((kind, flow, offset, payload))
             start = body + size
         self._start, self._end = (start, end) if start != end else (0, 0)

@@ -1,7 +1,8 @@
 """The capture worker: a process that reads the tap and writes the store. The composition root of ``capture``.
 
-Started by the supervisor as ``python -m capture.worker --tap-fd N --counters-fd N --config-fd N --pair N``. It is never
-on the path: when it is killed, stopped or slow, the tap loses bytes and says so. While it is behind it sheds exchanges
+Started by the supervisor as ``python -m capture.worker --tap-fd N --counters-fd N --config-fd N --pair N
+--state-fd N``. It is never on the path: when it is stopped or slow, the tap loses bytes and says so; when it is killed
+the next one reads on (:mod:`capture.held_tap`). While it is behind it sheds exchanges
 at random (:mod:`capture.shedding`), so that it need not come to that.
 """
 
@@ -25,6 +26,8 @@ from capture.admission import Admission
 from capture.config import WORKER_CLOSE_SECONDS, WorkerConfig
 from capture.counters import SLOT, Counters
 from capture.dialects.table import BY_NAME
+from capture.flow_state import FlowState, StateError
+from capture.held_tap import HeldTap
 from capture.logline import LineFormatter
 from capture.pipeline import Pipeline, drop_requests
 from capture.shedding import shed_share
@@ -65,12 +68,22 @@ def say(level: int, what: str, **fields: object) -> None:
 class Worker:
     """Reads the tap until it ends."""
 
-    def __init__(self, config: WorkerConfig, tap_socket: socket.socket, counters: Counters, store: Store) -> None:
+    def __init__(
+        self,
+        config: WorkerConfig,
+        tap_socket: socket.socket,
+        counters: Counters,
+        store: Store,
+        state: FlowState | None = None,
+    ) -> None:
+        """``state``: the tap goes on without this worker, and the next one reads on where it stood. Raises StateError
+        if it is broken."""
         limits = config.limits
         self._config = config
         self._socket = tap_socket
         self._counters = counters
-        self._reader = TapReader(tap_socket, counters.slots)
+        self._held = HeldTap(tap_socket, state, counters.slots) if state is not None else None
+        self._reader = self._held or TapReader(tap_socket, counters.slots)
         self._admission = Admission(
             signatures_per_version=limits.signatures_per_version,
             new_signatures_per_hour=limits.new_signatures_per_hour,
@@ -88,9 +101,11 @@ class Worker:
             admission=self._admission,
             request_bytes=limits.request_bytes,
             open_bytes=limits.open_bytes,
-            count=counters.add,
+            count=self._held.count if self._held else counters.add,
             draw=random.random,
         )
+        if self._held:
+            self._held.resume(self._pipeline)
         self._writer = StoreWriter(store, counters)
         self._flushed_at = 0.0
         self._expired_at = time.monotonic()
@@ -109,6 +124,7 @@ class Worker:
         for fd in (tap, *stop):
             poll.register(fd, select.POLLIN)
         status = DONE
+        ended = False
         stop_at = 0.0
         say(logging.INFO, "reading", store=self._config.store)
         self._counters.add("worker_ready")
@@ -122,21 +138,29 @@ class Worker:
             if tap in ready:
                 try:
                     frames = self._reader.read()
+                    if frames is not None:
+                        self._pipeline.feed(frames)
+                        if self._held:
+                            self._held.commit(self._pipeline)
                 except TapError as error:
                     say(logging.ERROR, "tap unreadable", error=error)
                     status = UNUSABLE
                     break
                 if frames is None:
+                    ended = True
                     break
-                self._pipeline.feed(frames)
                 self._dirty = True
             if stop_at and (tap not in ready or time.monotonic() > stop_at):
                 break
             self._tick(caught_up=tap not in ready)
+        if ended or self._held is None:
+            # Otherwise the next worker reads on, and judges what is open now as lost.
+            self._pipeline.close()
+        if self._held:
+            self._held.flush()
         return self._close(status)
 
     def _close(self, status: int) -> int:
-        self._pipeline.close()
         self._flush()
         if not self._writer.stop(WORKER_CLOSE_SECONDS):
             cause = {} if self._writer.error is None else {"error": self._writer.error}
@@ -218,6 +242,8 @@ class Handed(NamedTuple):
     counters: int
     config: int
     pair: int = 0
+    #: -1: the tap ends with this worker.
+    state: int = -1
 
 
 def work(handed: Handed, *, store: str = "", stop: Sequence[int] = ()) -> int:
@@ -230,12 +256,15 @@ def work(handed: Handed, *, store: str = "", stop: Sequence[int] = ()) -> int:
             with open(handed.config, "rb") as file:
                 config = msgspec.json.decode(file.read(), type=WorkerConfig)
             counters = Counters(handed.counters, handed.pair)
+            state = None if handed.state < 0 else FlowState(handed.state)
         except (msgspec.MsgspecError, ValueError) as error:
             # They can be of different versions where each has its own container.
             say(logging.ERROR, "sidecar and worker do not fit together: run one version of both", error=error)
             return UNUSABLE
         finally:
             os.close(handed.counters)  # the mapping has one of its own
+            if handed.state >= 0:
+                os.close(handed.state)
         logging.getLogger().setLevel(config.log_level.upper())
         for listener in config.listeners:
             if listener.dialect != "auto" and listener.dialect not in BY_NAME:
@@ -246,7 +275,10 @@ def work(handed: Handed, *, store: str = "", stop: Sequence[int] = ()) -> int:
         if config.memory_bytes:
             limit_address_space(config.memory_bytes)
         try:
-            return Worker(config, tap_socket, counters, open_store(config.store, create=True)).run(stop)
+            return Worker(config, tap_socket, counters, open_store(config.store, create=True), state).run(stop)
+        except StateError as error:
+            say(logging.ERROR, "cannot read on where the worker before was", error=error)
+            return UNUSABLE
         except StoreError as error:
             say(logging.ERROR, "store unusable", error=error)
             return UNUSABLE
@@ -279,8 +311,9 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ("tap", "counters", "config"):
         parser.add_argument(f"--{name}-fd", type=int, required=True)
     parser.add_argument("--pair", type=int, default=0)
+    parser.add_argument("--state-fd", type=int, default=-1)
     options = parser.parse_args(arguments)
-    handed = Handed(options.tap_fd, options.counters_fd, options.config_fd, options.pair)
+    handed = Handed(options.tap_fd, options.counters_fd, options.config_fd, options.pair, options.state_fd)
     return work(handed, stop=[prepare()])
 
 

@@ -10,10 +10,13 @@ from capture.wire.http1_head import HeadMemo
 from capture.wire.http2 import Http2Observer
 from capture.wire.http2_layer import PREFACE
 from capture.wire.observer import Observer
+from capture.wire.saved import SavedFlow
 
 # What a server may say before the client's first byte is seen, in bytes: an HTTP/2 server's SETTINGS and WINDOW_UPDATE
 # are below 200.
 MAX_EARLY_SERVER_BYTES = 16 * 1024
+# Of these, what is kept for another process: it is not known yet to be harmless.
+MAX_SAVED_EARLY_BYTES = 256
 # The longest method, in bytes: IANA's longest is UPDATEREDIRECTREF (17).
 MAX_METHOD_BYTES = 24
 # A TLS record of type handshake (RFC 8446 §5.1).
@@ -40,12 +43,50 @@ class FlowObserver:
         self._dead = False
         self._announced = False
         self.protocol = ""  # "http/1", "http/2"; empty while unknown
+        self._saved: SavedFlow | None = None  # the last one, where equal ones are not saved again
         if joined:
             self._join()
 
     def _join(self) -> None:
         self._first = self._early = b""
         self._rivals = (("http/1", Http1Observer(self._memo, joined=True)), ("http/2", Http2Observer(joined=True)))
+
+    def save(self, whole: bool = False) -> SavedFlow | None:
+        """What another process needs to read on: what changed since the last save, None for nothing; or all of it."""
+        chosen = self._chosen
+        if isinstance(chosen, Http2Observer):
+            return SavedFlow(self.protocol, http2=chosen.save(whole))
+        if isinstance(chosen, Http1Observer):
+            saved = SavedFlow(self.protocol, http1=chosen.save())
+        elif self._dead or self._rivals or len(self._early) > MAX_SAVED_EARLY_BYTES:
+            saved = SavedFlow("", dead=self._dead, joined=not self._dead)
+        else:
+            saved = SavedFlow("", first=self._first, early=self._early)
+        if saved == self._saved and not whole:
+            return None
+        self._saved = saved
+        return saved
+
+    def load(self, saved: SavedFlow) -> None:
+        """Take up what was saved; each save of the flow, in order, then ``resume``."""
+        self._saved = saved
+        self.protocol, self._dead = saved.protocol, saved.dead
+        if saved.http2 is not None:
+            if not isinstance(self._chosen, Http2Observer):
+                self._chosen = Http2Observer()
+            self._chosen.load(saved.http2)
+        self._first, self._early = saved.first, saved.early
+
+    def resume(self) -> None:
+        """Read on from what was loaded."""
+        saved, self._saved = self._saved, None
+        self._rivals = ()
+        if isinstance(self._chosen, Http2Observer):
+            self._chosen.resume()
+        elif saved is None or saved.joined:
+            self._join()
+        elif saved.http1 is not None:
+            self._chosen = Http1Observer.resumed(self._memo, saved.http1)
 
     @property
     def unsynced(self) -> bool:

@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 from hpack.exceptions import HPACKDecodingError
 from hpack.huffman_table import decode_huffman
 from hpack.table import HeaderTable
 
 from capture.wire.events import Headers
+from capture.wire.saved import SavedTable, kept
 
 # The dynamic table's size that an encoder may choose, in bytes as RFC 7541 §4.1 counts them. Chosen, not negotiated:
 # the SETTINGS may have passed in a gap. Real peers use 4 KiB, proxies up to 64 KiB.
@@ -73,7 +75,7 @@ class Block:
 class HpackTable:
     """One direction's decoder. ``decode`` takes whole blocks in the order sent."""
 
-    __slots__ = ("_bytes", "_complete", "_entries", "_epoch", "_max", "_memo", "_memo_bytes")
+    __slots__ = ("_bytes", "_complete", "_entries", "_epoch", "_fresh", "_max", "_memo", "_memo_bytes", "_reshaped")
 
     def __init__(self, joined: bool = False) -> None:
         """``joined``: entries were inserted that nobody saw, so an index beyond the table is no error."""
@@ -87,6 +89,9 @@ class HpackTable:
         # equal.)
         self._memo: dict[bytes, Block] = {}
         self._memo_bytes = 0
+        # Since the last save: entries inserted, and whether there was a change that only a whole save tells.
+        self._fresh = 0
+        self._reshaped = True
 
     def held_bytes(self) -> int:
         """In bytes, an upper estimate."""
@@ -96,6 +101,38 @@ class HpackTable:
         """Blocks were missed: what is in the table now may have moved, and entries may be missing."""
         self._epoch += 1
         self._complete = False
+        self._reshaped = True
+        self._forget()
+
+    def save(self, whole: bool) -> SavedTable | None:
+        """What changed since the last save, None for nothing; or all of it."""
+        fresh, self._fresh = self._fresh, 0
+        if self._reshaped or fresh >= len(self._entries) > 0:
+            whole = True
+        elif not whole and not fresh:
+            return None
+        self._reshaped = False
+        epoch = self._epoch
+        entries = list(self._entries) if whole else list(islice(self._entries, fresh))
+        return SavedTable(
+            whole,
+            self._max,
+            self._complete,
+            [(name, kept(name, value), stamp == epoch) for name, value, _, stamp in entries],
+        )
+
+    def load(self, saved: SavedTable) -> None:
+        """Take up what was saved, in the order of saving."""
+        if saved.whole:
+            self._entries.clear()
+            self._bytes = 0
+        self._max, self._complete = saved.limit, saved.complete
+        for name, value, certain in reversed(saved.entries):
+            cost = len(name) + len(value) + ENTRY_OVERHEAD_BYTES
+            self._entries.appendleft((name, value, cost, self._epoch if certain else _DOUBTFUL))
+            self._bytes += cost
+        self._evict()
+        self._fresh, self._reshaped = 0, True
         self._forget()
 
     def _forget(self) -> None:
@@ -143,6 +180,7 @@ class HpackTable:
                 if limit > MAX_TABLE_BYTES:
                     raise HpackError("hpack table over limit")
                 self._max = limit
+                self._reshaped = True
                 self._evict()
                 changed = True
             else:  # literal field: with indexing §6.2.1, without §6.2.2, never §6.2.3
@@ -170,6 +208,7 @@ class HpackTable:
                     changed = True
                     entries.appendleft((name, value, cost, stamp))
                     self._bytes += cost
+                    self._fresh += 1
                     self._evict()
             if size > MAX_LIST_BYTES:
                 del pairs[1:]  # keep decoding for the table's sake, collect no more

@@ -42,6 +42,7 @@ from capture.wire.http1_head import (
     StatusLine,
 )
 from capture.wire.http1_resume import Resume
+from capture.wire.saved import SavedHttp1
 
 # Requests whose response has not ended. Real pipelining is a few deep; each costs some 200 bytes here.
 MAX_PIPELINED = 1000
@@ -73,6 +74,25 @@ class Http1Observer(FramingLayer):
         if self._resume is not None:
             held += self._resume.held_bytes()
         return held + (self._memo.held_bytes() if self._own_memo else 0)
+
+    def save(self) -> SavedHttp1:
+        """What another process needs to read on."""
+        ways = (self._client, self._server)
+        between = (
+            self._resume is None
+            and not self._awaiting
+            and not any(way.closed or way.buf or way.exchange or way.state != STATE_HEAD for way in ways)
+        )
+        return SavedHttp1(self._dead, between, self._pipelined)
+
+    @classmethod
+    def resumed(cls, memo: HeadMemo | None, saved: SavedHttp1) -> Http1Observer:
+        """An observer that reads on: at once if no message was open, else at the next place that can be trusted."""
+        observer = cls(memo)
+        observer._dead, observer._pipelined = saved.dead, saved.pipelined
+        if not saved.between and not saved.dead:
+            observer._resume = Resume(Side.CLIENT, hopeless=saved.pipelined)
+        return observer
 
     def feed(self, side: Side, data: bytes) -> list[Event]:
         events: list[Event] = []

@@ -25,15 +25,10 @@ from capture.wire.events import (
     Unsynced,
 )
 from capture.wire.hpack_table import Block, HpackError, HpackTable
+from capture.wire.http2_direction import STATE_DATA, STATE_HEADER, STATE_PAD_LENGTH, STATE_SKIP, Direction
 from capture.wire.http2_frames import DATA, END_STREAM, LARGEST_FRAME_BYTES, Hunt
-from capture.wire.http2_layer import (
-    STATE_DATA,
-    STATE_HEADER,
-    STATE_PAD_LENGTH,
-    STATE_SKIP,
-    Direction,
-    FrameLayer,
-)
+from capture.wire.http2_layer import FrameLayer
+from capture.wire.saved import SavedHttp2
 
 # Open streams followed at a time. Servers allow 100-1,000 (grpc-java: no limit); each costs about 100 bytes here.
 MAX_OPEN_STREAMS = 4096
@@ -77,6 +72,32 @@ class Http2Observer(FrameLayer):
             else:
                 self._read(way, data, events)
         return events
+
+    def save(self, whole: bool) -> SavedHttp2:
+        """What another process needs to read on; open exchanges are not part of it."""
+        return SavedHttp2(
+            self._dead,
+            self._highest,
+            self._mentioned,
+            self._joined,
+            self._count_missed,
+            self._unread,
+            self._client.save(whole),
+            self._server.save(whole),
+        )
+
+    def load(self, saved: SavedHttp2) -> None:
+        """Take up what was saved; each save of the flow, in order."""
+        self._dead, self._highest, self._mentioned = saved.dead, saved.highest, saved.mentioned
+        self._joined, self._count_missed, self._unread = saved.joined, saved.count_missed, saved.unread
+        self._client.load(saved.client)
+        self._server.load(saved.server)
+
+    def resume(self) -> None:
+        """Read on from what was loaded."""
+        if self._client.resume():
+            self._count_missed = True
+        self._server.resume()
 
     def _data_allowed(self, way: Direction, stream: int, events: list[Event]) -> bool:
         """Whether DATA on this stream is to be passed on; a stream that must not send any is given up."""

@@ -10,12 +10,18 @@ from abc import ABC, abstractmethod
 from struct import Struct
 
 from capture.wire.events import Event, Headers, RequestData, ResponseData, Side
-from capture.wire.hpack_table import HpackTable
+from capture.wire.http2_direction import (
+    STATE_COLLECT,
+    STATE_DATA,
+    STATE_HEADER,
+    STATE_PAD_LENGTH,
+    STATE_SKIP,
+    Direction,
+)
 from capture.wire.http2_frames import (
     ACK,
     CONTINUATION,
     DATA,
-    DEFAULT_FRAME_BYTES,
     END_HEADERS,
     END_STREAM,
     GOAWAY,
@@ -30,7 +36,6 @@ from capture.wire.http2_frames import (
     RST_STREAM,
     SETTINGS,
     WINDOW_UPDATE,
-    Hunt,
 )
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -45,55 +50,6 @@ _SKIPPED_LENGTH = {PRIORITY: 5, PING: 8, WINDOW_UPDATE: 4}
 
 # Length (24 bits, in two parts), type, flags, stream: §4.1.
 _unpack_header = Struct(">HBBBI").unpack_from
-
-STATE_PREFACE, STATE_HEADER, STATE_PAD_LENGTH, STATE_DATA, STATE_SKIP, STATE_COLLECT = range(6)
-
-
-class Direction:
-    """Where one direction stands."""
-
-    __slots__ = (
-        "block",
-        "block_flags",
-        "block_stream",
-        "buf",
-        "closed",
-        "continuations",
-        "flags",
-        "gapped",
-        "hunt",
-        "kind",
-        "left",
-        "max_frame",
-        "offset",
-        "padding",
-        "realignments",
-        "side",
-        "start",
-        "state",
-        "stream",
-        "table",
-    )
-
-    def __init__(self, side: Side, joined: bool) -> None:
-        self.side = side
-        self.state = STATE_HEADER if side or joined else STATE_PREFACE
-        self.buf = bytearray()  # an incomplete frame header, preface or collected payload
-        self.kind = self.flags = self.stream = 0
-        self.left = 0  # payload bytes to come, without padding
-        self.padding = 0
-        self.block = bytearray()  # a header block that awaits its CONTINUATION
-        self.block_stream = 0  # 0: none is open; -1: the open one's beginning was missed
-        self.block_flags = 0
-        self.continuations = 0
-        self.table = HpackTable(joined)
-        self.max_frame = LARGEST_FRAME_BYTES if joined else DEFAULT_FRAME_BYTES
-        self.offset = 0  # bytes of this direction before the current chunk
-        self.start = 0  # offset of the current frame
-        self.gapped = joined
-        self.hunt: Hunt | None = Hunt(side, LARGEST_FRAME_BYTES) if joined else None
-        self.realignments = 0
-        self.closed = False
 
 
 class FrameLayer(ABC):
