@@ -12,6 +12,7 @@ Layout, unsigned 64-bit words, little endian::
     0   magic
     1   end of the records << 2 | half << 1 | taking    one store switches from the state before to the state after
     2   pieces begun          3   pieces recorded       a worker that dies between the two may have died of the piece
+    4   a worker has begun to use this
 
 and from :data:`_HEADER` on two halves of :data:`HALF_BYTES`. Records (u32 length, bytes) are appended to one half; when
 that has grown to a multiple of what a whole record takes, one is written to the other half, and the halves change.
@@ -34,7 +35,7 @@ HALF_BYTES: Final = 16 << 20
 REWRITE_BYTES: Final = 1 << 20
 REWRITE_FACTOR: Final = 4
 _LENGTH: Final = struct.Struct("<I")
-_MAGIC_WORD, _POSITION, _BEGUN, _RECORDED = range(4)
+_MAGIC_WORD, _POSITION, _BEGUN, _RECORDED, _USED = range(5)
 
 
 class StateError(ValueError):
@@ -84,6 +85,11 @@ class FlowState:
         return bool(self._words[_BEGUN] != self._words[_RECORDED])
 
     @property
+    def used(self) -> bool:
+        """A worker reads by the rules of this file."""
+        return bool(self._words[_USED])
+
+    @property
     def recorded(self) -> int:
         """Pieces recorded so far."""
         return int(self._words[_RECORDED])
@@ -118,6 +124,7 @@ class FlowState:
     def resume(self) -> None:
         """A new worker begins: whatever the one before began is begun anew."""
         self._words[_BEGUN] = self._words[_RECORDED]
+        self._words[_USED] = 1
 
     def begin(self) -> None:
         """The next piece is about to be worked off."""

@@ -1,7 +1,8 @@
-"""One capture worker after the other: started here or connected from elsewhere, each with a tap of its own.
+"""One capture worker after the other: started here or connected from elsewhere.
 
-A tap belongs to one worker: when the worker ends the next one gets a new socketpair, whose other end travels to the
-relay. When the relay ends the worker meets EOF, ends too, and its successor gets a pair with the new relay.
+The tap outlives a worker that was started here and died: the next one reads on (:mod:`proxy.worker_tap`). When the
+relay ends or detaches, the worker meets EOF, ends too, and its successor gets a new tap; so does one that connects from
+elsewhere.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from proxy.logs import LineSink
 from proxy.relay_keeper import RelayKeeper
 from proxy.sidecar import WorkerState
 from proxy.worker_socket import WorkerSocket
+from proxy.worker_tap import WorkerTap
 
 log = logging.getLogger("supervisor")
 
@@ -62,6 +64,8 @@ class WorkerKeeper:
         self._elsewhere = elsewhere
         self._child: Child | None = None
         self._link: socket.socket | None = None
+        #: The tap of the workers that are started here.
+        self._held: WorkerTap | None = None
         #: The relay's end of the tap, while there is no relay to send it to.
         self._tap: socket.socket | None = None
         #: ``worker_ready`` when the worker was started: above it, this one reads.
@@ -125,6 +129,7 @@ class WorkerKeeper:
     async def run(self) -> None:
         """Until it has ended after a stop."""
         await keep(self._orders.stop, self._run)
+        self._end_held()
 
     async def _run(self, _: int) -> None:
         """Have one worker with a tap of its own, and return when it has ended."""
@@ -147,32 +152,37 @@ class WorkerKeeper:
     async def _run_here(self) -> None:
         loop = asyncio.get_running_loop()
         self._ready_before = self._counters.snapshot()["worker_ready"]
-        ours, theirs = socket.socketpair()
-        config_fd = self._config()
+        if self._held is not None and not self._held.serves_another():
+            self._end_held()
+        held, fresh = self._held or WorkerTap(), self._held is None
+        fds = {**held.worker_fds(), "counters": self._counters.fd, "config": self._config()}
         try:
             child = await Child.start(
                 (
                     *self._command,
-                    *("--tap-fd", str(theirs.fileno())),
-                    *("--counters-fd", str(self._counters.fd)),
-                    *("--config-fd", str(config_fd)),
+                    *(f"--{name}-fd={fd}" for name, fd in fds.items()),
                     *("--pair", str(self._number)),
                 ),
-                fds=[theirs.fileno(), self._counters.fd, config_fd],
+                fds=list(fds.values()),
                 put_line=self._sink.put,
                 nice=WORKER_NICE,
             )
         except OSError as error:
-            ours.close()
+            if fresh:
+                held.relay_end.close()
+                held.close()
             log.error("worker cannot start", extra={"fields": {"error": error}})
             return
         finally:
-            os.close(config_fd)
-            theirs.close()
+            os.close(fds["config"])
+        self._held = held
         self._child = child
         self._counters.add("worker_starts")
         log.info("worker started", extra={"fields": {"pid": child.pid, **self._which}})
-        self._begin_tap(ours)
+        if fresh:
+            self._begin_tap(held.relay_end)
+        else:
+            self._changed()
         ended = loop.create_task(child.wait())
         if not await self._until_stopped(ended):
             log.error("worker does not stop", extra={"fields": {"pid": child.pid}})
@@ -227,6 +237,12 @@ class WorkerKeeper:
         self._relay.say(said.DETACH)
         log.info("worker disconnected", extra={"fields": self._which})
         self._changed()
+
+    def _end_held(self) -> None:
+        if self._held is not None:
+            self._drop_tap()
+            self._held.close()
+            self._held = None
 
     def _begin_tap(self, ours: socket.socket) -> None:
         self._drop_tap()

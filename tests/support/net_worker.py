@@ -18,6 +18,7 @@ def main() -> None:
     for name in ("tap", "counters", "config"):
         parser.add_argument(f"--{name}-fd", type=int, required=True)
     parser.add_argument("--pair", type=int, default=0)
+    parser.add_argument("--state-fd")  # not used: it gets a tap of its own at each start
     options = parser.parse_args()
     with open(options.config_fd, "rb") as file:
         msgspec.json.decode(file.read(), type=WorkerConfig)
