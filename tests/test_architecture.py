@@ -18,6 +18,8 @@ PURE = (
     "capture/exchange.py",
     "capture/open_exchange.py",
     "capture/pipeline.py",
+    "capture/flow_saves.py",
+    "capture/peers.py",
     "capture/shedding.py",
     "capture/dialects/*.py",
     "capture/signature.py",

@@ -18,7 +18,7 @@ from hpack.huffman_table import decode_huffman
 from hpack.table import HeaderTable
 
 from capture.wire.events import Headers
-from capture.wire.saved import SavedTable, kept
+from capture.wire.saved import CERTAIN, DOUBTFUL, MOVED, SavedTable, kept
 
 # The dynamic table's size that an encoder may choose, in bytes as RFC 7541 §4.1 counts them. Chosen, not negotiated:
 # the SETTINGS may have passed in a gap. Real peers use 4 KiB, proxies up to 64 KiB.
@@ -41,6 +41,7 @@ _METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b
 # Entries are (name, value, size, stamp): stamp is the table's epoch at insertion, or one of these.
 _Entry = tuple[bytes, bytes, int, int]
 _DOUBTFUL = -1  # its name was copied from an entry that is not certain
+_OLD = -3  # from before a gap that another process met
 _UNKNOWN: _Entry = (b"", b"", 0, -2)  # stands for an entry that was never seen
 
 
@@ -118,7 +119,12 @@ class HpackTable:
             whole,
             self._max,
             self._complete,
-            [(name, kept(name, value), stamp == epoch) for name, value, _, stamp in entries],
+            [
+                (name, b"*" * len(value), DOUBTFUL)
+                if stamp == _DOUBTFUL
+                else (name, kept(name, value), CERTAIN if stamp == epoch else MOVED)
+                for name, value, _, stamp in entries
+            ],
         )
 
     def load(self, saved: SavedTable) -> None:
@@ -127,9 +133,10 @@ class HpackTable:
             self._entries.clear()
             self._bytes = 0
         self._max, self._complete = saved.limit, saved.complete
-        for name, value, certain in reversed(saved.entries):
+        stamps = {CERTAIN: self._epoch, MOVED: _OLD, DOUBTFUL: _DOUBTFUL}
+        for name, value, what in reversed(saved.entries):
             cost = len(name) + len(value) + ENTRY_OVERHEAD_BYTES
-            self._entries.appendleft((name, value, cost, self._epoch if certain else _DOUBTFUL))
+            self._entries.appendleft((name, value, cost, stamps[what]))
             self._bytes += cost
         self._evict()
         self._fresh, self._reshaped = 0, True

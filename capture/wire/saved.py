@@ -17,6 +17,10 @@ KEPT_VALUES: Final = frozenset(
     b"grpc-encoding grpc-accept-encoding grpc-status grpc-message grpc-timeout accept-encoding user-agent".split()
 )
 _REDACTED: Final = b"*"
+#: What is known of a table's entry.
+DOUBTFUL: Final = 0
+MOVED: Final = 1
+CERTAIN: Final = 2
 
 
 def kept(name: bytes, value: bytes) -> bytes:
@@ -29,12 +33,13 @@ def kept(name: bytes, value: bytes) -> bytes:
 
 class SavedTable(msgspec.Struct, frozen=True, array_like=True):
     """An HPACK table, or what was inserted since the last one was saved (``whole`` is False). ``entries``: newest
-    first; name, value, and whether it is certain."""
+    first; name, value, and one of ``CERTAIN``, ``MOVED`` (right, but its place is not certain) and ``DOUBTFUL`` (its
+    name may be another's, so the value may be a secret)."""
 
     whole: bool
     limit: int
     complete: bool
-    entries: list[tuple[bytes, bytes, bool]]
+    entries: list[tuple[bytes, bytes, int]]
 
 
 class SavedDirection(msgspec.Struct, frozen=True, array_like=True):
