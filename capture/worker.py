@@ -275,7 +275,8 @@ def work(handed: Handed, *, store: str = "", stop: Sequence[int] = ()) -> int:
         if config.memory_bytes:
             limit_address_space(config.memory_bytes)
         try:
-            return Worker(config, tap_socket, counters, open_store(config.store, create=True), state).run(stop)
+            opened = open_store(config.store, create=True, allow_shared=config.allow_shared_store)
+            return Worker(config, tap_socket, counters, opened, state).run(stop)
         except StateError as error:
             say(logging.ERROR, "cannot read on where the worker before was", error=error)
             return UNUSABLE

@@ -41,6 +41,9 @@ def proxy(
     store: Annotated[
         str | None, typer.Option(help=f"SQLite store of what is captured. Default: {DEFAULT_STORE} in this directory.")
     ] = None,
+    allow_shared_store: Annotated[
+        bool, typer.Option("--allow-shared-store", help="Use a store that others than its owner may read or write.")
+    ] = False,
     take_over: Annotated[
         bool,
         typer.Option(
@@ -54,7 +57,7 @@ def proxy(
     SIGHUP reads the settings again, SIGUSR1 pauses the capture, SIGUSR2 resumes it.
     """
     try:
-        settings = read_settings(listen or [], upstream or [], config, store)
+        settings = read_settings(listen or [], upstream or [], config, store, allow_shared_store)
     except SettingsError as error:
         fail(str(error), 2)
     if (missing := missing_directory(settings.capture.store)) is not None:
@@ -75,11 +78,13 @@ def missing_directory(store: str) -> Path | None:
         return None
 
 
-def read_settings(listen: list[str], upstream: list[str], config: Path | None, store: str | None) -> Settings:
+def read_settings(
+    listen: list[str], upstream: list[str], config: Path | None, store: str | None, allow_shared_store: bool = False
+) -> Settings:
     """Settings from the command line or a file. Raises SettingsError."""
     if config is not None:
-        if listen or upstream or store:
-            raise SettingsError("--config stands alone: put --listen, --upstream and --store into the file")
+        if listen or upstream or store or allow_shared_store:
+            raise SettingsError("--config stands alone: put the other options into the file")
         return load(config)
     if not listen:
         raise SettingsError("nothing to do: give --listen and --upstream, or --config FILE.yaml")
@@ -88,7 +93,7 @@ def read_settings(listen: list[str], upstream: list[str], config: Path | None, s
     pairs = zip(listen, upstream, strict=True)
     settings = Settings(
         listeners=tuple(Listener(listen=one, upstream=other) for one, other in pairs),
-        capture=Capture(store=store or DEFAULT_STORE),
+        capture=Capture(store=store or DEFAULT_STORE, allow_shared_store=allow_shared_store),
     )
     check(settings)
     return settings

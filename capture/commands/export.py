@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from capture.commands.options import DEFAULT_STORE, SavedModelOption, StoreOption
+from capture.commands.options import DEFAULT_STORE, SavedModelOption, SharedOption, StoreOption
 from capture.commands.tables import print_table, printable
 from capture.errors import UserError
 from capture.export.base import ExportError, Format, OutFile, Record, Selection
@@ -40,6 +40,7 @@ def export(
     force: Annotated[
         bool, typer.Option("--force", help="Replace a file that is no unchanged export; it stays as PATH.prev.")
     ] = False,
+    allow_shared_store: SharedOption = False,
 ) -> None:
     """Write warm-up files from what was captured, most used first, with a manifest beside them.
 
@@ -48,7 +49,7 @@ def export(
     """
     if form not in FORMATS:
         raise UserError(f"--format {form}: no such format; one of: {', '.join(FORMATS)}")
-    source = open_store(store)
+    source = open_store(store, allow_shared=allow_shared_store)
     try:
         if out.resolve() == Path(store.removeprefix("sqlite:")).resolve():
             raise UserError(f"--out {out}: is the store itself; name another file")

@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from capture.commands.options import DEFAULT_STORE, ModelOption, StoreOption
+from capture.commands.options import DEFAULT_STORE, ModelOption, SharedOption, StoreOption
 from capture.commands.tables import ago, print_table, printable
 from capture.export.manifest import losses
 from capture.store.base import Store, open_store
@@ -25,9 +25,10 @@ def ls(
         bool, typer.Option("--refused", help="What was not captured instead: refusals and requests that are no calls.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    allow_shared_store: SharedOption = False,
 ) -> None:
     """List what was captured, most used first."""
-    source = open_store(store)
+    source = open_store(store, allow_shared=allow_shared_store)
     try:
         if refused:
             _refused(source, as_json)

@@ -10,6 +10,10 @@ import typer
 DEFAULT_STORE = "warmtap.sqlite"
 
 StoreOption = Annotated[str, typer.Option("--store", help="The store: a path.", metavar="PATH")]
+SharedOption = Annotated[
+    bool,
+    typer.Option("--allow-shared-store", help="Use a store that others than its owner may read or write."),
+]
 ModelOption = Annotated[str | None, typer.Option("--model", help="Only this model (EAS: the service).")]
 SavedModelOption = Annotated[
     Path | None,

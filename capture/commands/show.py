@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from capture.commands.options import DEFAULT_STORE, ModelOption, SavedModelOption, StoreOption
+from capture.commands.options import DEFAULT_STORE, ModelOption, SavedModelOption, SharedOption, StoreOption
 from capture.commands.tables import ago, printable
 from capture.errors import UserError
 from capture.savedmodel import read_saved_model
@@ -20,9 +20,10 @@ def show(
     store: StoreOption = DEFAULT_STORE,
     model: ModelOption = None,
     saved_model: SavedModelOption = None,
+    allow_shared_store: SharedOption = False,
 ) -> None:
     """Show one signature: who sends it, how it differs from its nearest neighbour, what it fits."""
-    source = open_store(store)
+    source = open_store(store, allow_shared=allow_shared_store)
     try:
         rows = source.signatures(model)
     finally:

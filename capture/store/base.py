@@ -198,11 +198,12 @@ def store_path(url: str) -> Path:
     return Path(rest if separator and scheme == "sqlite" else url)
 
 
-def open_store(url: str, *, create: bool = False) -> Store:
-    """The store at ``url``: a path or ``sqlite:PATH``. Without ``create`` it must exist. Raises StoreError."""
+def open_store(url: str, *, create: bool = False, allow_shared: bool = False) -> Store:
+    """The store at ``url``: a path or ``sqlite:PATH``. Without ``create`` it must exist. One that others than its owner
+    may read or write is refused unless ``allow_shared``. Raises StoreError."""
     scheme, separator, _ = url.partition(":")
     if separator and scheme in ("redis", "rediss", "redis+cluster"):
         raise StoreError(f"store {scheme}://...: this version of warmtap keeps its store in SQLite only; give a path")
     from capture.store.sqlite import SqliteStore
 
-    return SqliteStore.open(store_path(url), create=create)
+    return SqliteStore.open(store_path(url), create=create, allow_shared=allow_shared)

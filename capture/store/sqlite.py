@@ -47,9 +47,10 @@ class SqliteStore:
         self._file = _file_id(path)
 
     @classmethod
-    def open(cls, path: Path, *, create: bool = False) -> SqliteStore:
-        """Open or create the file. Raises StoreError with the remedy: absent, no warmtap store, of a newer warmtap."""
-        return cls(path, open_file(path, create=create))
+    def open(cls, path: Path, *, create: bool = False, allow_shared: bool = False) -> SqliteStore:
+        """Open or create the file. Raises StoreError with the remedy: absent, no warmtap store, of a newer warmtap,
+        open to others (unless ``allow_shared``)."""
+        return cls(path, open_file(path, create=create, allow_shared=allow_shared))
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -6,6 +6,7 @@ import errno
 import os
 import sqlite3
 import stat
+import struct
 import time
 from pathlib import Path
 from typing import Final
@@ -56,8 +57,9 @@ CREATE TABLE runs (run TEXT PRIMARY KEY, updated_at REAL NOT NULL, counters TEXT
 _MIGRATIONS: Final[dict[int, str]] = {}
 
 
-def open_file(path: Path, *, create: bool) -> sqlite3.Connection:
-    """Open or create it. Raises StoreError with the remedy: absent, no warmtap store, of a newer warmtap."""
+def open_file(path: Path, *, create: bool, allow_shared: bool = False) -> sqlite3.Connection:
+    """Open or create it. Raises StoreError with the remedy: absent, no warmtap store, of a newer warmtap, open to
+    others (unless ``allow_shared``)."""
     if create:
         try:
             # Created here so that it is never readable by others, not for a moment; -wal and -shm take after it. Only
@@ -74,10 +76,12 @@ def open_file(path: Path, *, create: bool) -> sqlite3.Connection:
             raise StoreError(f"store {str(path)!r}: {error}") from None
     else:
         _must_be_a_file(path)
+    if not allow_shared and _may_be_store(path, create=create):
+        _must_be_private(path, write=create)
     deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
     while True:
         try:
-            return _connect(path, create=create)
+            return _connect(path, create=create, allow_shared=allow_shared)
         except sqlite3.Error as error:
             # Where waiting could not end (two that turn the same file to WAL), SQLite says so at once and waits for
             # nobody: the other one is done in a moment.
@@ -86,7 +90,7 @@ def open_file(path: Path, *, create: bool) -> sqlite3.Connection:
             time.sleep(RETRY_SECONDS)
 
 
-def _connect(path: Path, *, create: bool) -> sqlite3.Connection:
+def _connect(path: Path, *, create: bool, allow_shared: bool) -> sqlite3.Connection:
     """One attempt. Raises StoreError, sqlite3.Error."""
     connection = None
     try:
@@ -94,6 +98,9 @@ def _connect(path: Path, *, create: bool) -> sqlite3.Connection:
             path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, check_same_thread=False
         )
         _recognise(path, connection, create=create)
+        # Again, where the header of a new store was in the log only.
+        if not allow_shared:
+            _must_be_private(path, write=create)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute("PRAGMA foreign_keys=ON")
@@ -120,6 +127,55 @@ def _must_be_a_file(path: Path) -> None:
         raise StoreError(f"store {path}: Is a directory; name the file")
     if not stat.S_ISREG(mode):
         raise StoreError(f"store {path}: not a regular file; name another")
+
+
+def _may_be_store(path: Path, *, create: bool) -> bool:
+    """Whether this is a store by its first bytes, or one to be created in an empty file, or may not be read: only then
+    is anybody told to change its mode. A private one is not read: closing a descriptor would drop locks, see above."""
+    try:
+        if not path.stat().st_mode & 0o077:
+            return True
+        with path.open("rb") as file:
+            head = file.read(_HEADER.size)
+    except OSError:
+        return True
+    if not head:
+        return create
+    return len(head) == _HEADER.size and _HEADER.unpack(head) == (b"SQLite format 3\0", APPLICATION_ID)
+
+
+#: The database header up to the application id (sqlite.org/fileformat.html, 1.3).
+_HEADER: Final = struct.Struct(">16s52xI")
+
+
+def _must_be_private(path: Path, *, write: bool) -> None:
+    """Raise StoreError where others may read or write the store: it holds real requests. ``write``: also where it
+    belongs to another user, who would read what this one writes.
+
+    The log beside it holds requests too. A directory that others may write to is allowed (a volume of a container is
+    one as a rule): they cannot read the file there, and one that takes its place is noticed (StoreGone)."""
+    real = os.path.realpath(path)  # SQLite puts the log beside the file, not beside a link to it
+    for name in (real, f"{real}-wal", f"{real}-shm"):
+        try:
+            found = os.stat(name)
+        except OSError:
+            continue  # not there; what else is wrong is said when it is opened
+        shown = path if name == real else name
+        if mode := found.st_mode & 0o077:
+            raise StoreError(
+                f"store {shown}: others may {_MAY[bool(mode & 0o055), bool(mode & 0o022)]} it (mode"
+                f" {stat.S_IMODE(found.st_mode):04o}); chmod 600 {name}, or allow it with --allow-shared-store"
+                " (settings: capture.allow_shared_store)"
+            )
+        if write and found.st_uid != os.geteuid():
+            raise StoreError(
+                f"store {shown}: belongs to another user (uid {found.st_uid}, this one is {os.geteuid()}); chown it,"
+                " name another, or allow it with --allow-shared-store (settings: capture.allow_shared_store)"
+            )
+
+
+#: By whether they may read (or run) and write.
+_MAY: Final = {(True, True): "read and write", (True, False): "read", (False, True): "write"}
 
 
 def _explained(error: sqlite3.Error) -> str:

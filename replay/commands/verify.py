@@ -9,12 +9,11 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from capture.commands.options import DEFAULT_STORE
+from capture.commands.options import DEFAULT_STORE, SharedOption
 from capture.commands.tables import print_table, printable
 from capture.errors import UserError
 from capture.export.files import write_atomically
 from capture.export.manifest import MANIFEST_NAME, MANIFEST_SUFFIX, with_proof
-from capture.export.table import FORMATS
 from capture.export.tfrecord import WARMUP_PATH
 from capture.signature import SignatureDef
 from capture.store.base import Store, open_store
@@ -40,6 +39,8 @@ _PROOF = (
     "byte_identical",
     "executor_keys",
 )
+#: Formats that can be judged, and whose requests judge them.
+JUDGED = {"tfrecord": "tfserving", "eas-bin": "eas"}
 #: Exit codes: the file is proved; it is not; there is nothing usable to judge.
 PROVED, NOT_PROVED, UNUSABLE = 0, 1, 2
 
@@ -63,6 +64,7 @@ def verify(
         int, typer.Option(min=1, help="EAS: how often the request is sent (metadata.rpc.warm_up_count).")
     ] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    allow_shared_store: SharedOption = False,
 ) -> None:
     """Prove on real TensorFlow that a warm-up file helps: warm up as the server would, replay held-out requests, count
     graph builds.
@@ -70,7 +72,7 @@ def verify(
     Exit code 0: proved. 1: not proved, with the reasons. 2: nothing usable to judge.
     """
     try:
-        report = _run(saved_model, warmup, traffic, model, form, warm_up_count)
+        report = _run(saved_model, warmup, traffic, model, form, warm_up_count, allow_shared_store)
     except UserError as error:
         typer.echo(f"capture: error: {error}", err=True)
         raise typer.Exit(UNUSABLE) from None
@@ -82,17 +84,23 @@ def verify(
 
 
 def _run(
-    saved_model: Path, warmup: Path | None, traffic: str, model: str | None, form: str | None, warm_up_count: int
+    saved_model: Path,
+    warmup: Path | None,
+    traffic: str,
+    model: str | None,
+    form: str | None,
+    warm_up_count: int,
+    allow_shared: bool,
 ) -> Report:
     name = form or ("eas-bin" if warmup is not None and warmup.suffix == ".bin" else "tfrecord")
-    if name not in FORMATS:
-        raise UserError(f"--format {name}: no such format; one of: {', '.join(FORMATS)}")
-    family = FORMATS[name].family
+    if name not in JUDGED:
+        raise UserError(f"--format {name}: no TensorFlow server warms up from it; one of: {', '.join(JUDGED)}")
+    family = JUDGED[name]
     if warmup is None and family == "tfserving":
         warmup = saved_model / WARMUP_PATH
     if warmup is None:
         raise UserError("--warmup is needed: EAS has no fixed place for its warm-up file")
-    source = open_store(traffic)
+    source = open_store(traffic, allow_shared=allow_shared)
     try:
         model = model or _only_model(source, family, traffic)
         try:

@@ -180,7 +180,7 @@ def test_a_file_that_is_replaced_meanwhile_is_not_judged(
 
     monkeypatch.setattr(command, "run_verify", replaced)
     with pytest.raises(UserError, match="was replaced while it was judged"):
-        command._run(edge, warmup, str(store), None, None, 5)
+        command._run(edge, warmup, str(store), None, None, 5, False)
     manifest = json.loads(warmup.with_name(warmup.name + MANIFEST_SUFFIX).read_bytes())
     assert manifest["proof"] == {"level": "none"}
 
@@ -224,7 +224,7 @@ def test_eas_has_one_file_and_says_what_it_does_not_warm(edge: Path, tmp_path: P
         (["--traffic", "nothing.sqlite"], "store nothing.sqlite: no such file"),
         (["--warmup", "nothing"], "nothing: No such file or directory; name the warm-up file with --warmup"),
         (["--model", "other", "--format", "eas-bin"], "--warmup is needed"),
-        (["--format", "zip"], "--format zip: no such format"),
+        (["--format", "zip"], "--format zip: no TensorFlow server warms up from it"),
         (["--saved-model", "nothing"], "nothing"),
         (["--model", "rank"], "nothing captured of model rank; of tfserving it has: edge"),
     ],

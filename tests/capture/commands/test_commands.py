@@ -199,6 +199,19 @@ def test_wrong_places_to_write(store: Path, tmp_path: Path) -> None:
     )
 
 
+def test_a_store_that_others_may_read_is_refused_by_what_reads_it(store: Path, tmp_path: Path) -> None:
+    store.chmod(0o644)
+    export = ["export", "--format", "tfrecord", "--model", "m", "--out", tmp_path / "o"]
+    refresh = ["refresh", "--saved-model-base", tmp_path]
+    for command in (["ls"], ["show", A.digest], export, refresh):
+        told = error(*command, "--store", store)
+        assert told.startswith(f"store {store}: others may read it (mode 0644); chmod 600 {store}, or allow it with ")
+    assert not (tmp_path / "o").exists()
+    for command in (["ls"], ["show", A.digest], export):
+        assert capture(*command, "--store", store, "--allow-shared-store").returncode == 0
+    assert "no version directory in it" in error(*refresh, "--store", store, "--allow-shared-store")
+
+
 def test_a_wrong_option_is_exit_2() -> None:
     assert capture("ls", "--nope").returncode == 2
     assert capture("nope").returncode == 2

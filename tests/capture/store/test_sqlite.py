@@ -9,7 +9,10 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -88,7 +91,7 @@ def test_a_directory_that_may_not_be_searched(tmp_path: Path, monkeypatch: pytes
 
 def test_an_empty_file_is_a_store_only_for_who_creates(tmp_path: Path) -> None:
     path = tmp_path / "s"
-    path.touch()
+    path.touch(0o600)
     assert refused(path) == "store PATH: empty; start the sidecar with this store first, or name another"
     assert path.stat().st_size == 0
     open_store(str(path), create=True).close()
@@ -284,3 +287,130 @@ def test_a_kill_in_the_middle_of_writes_loses_nothing_that_was_acknowledged(tmp_
         assert store.counters()["requests_observed"] == max(numbers)
         last = max(numbers)
         store.close()
+
+
+# --- who else may read it ---
+
+
+def remedy(mode: str, may: str, name: str = "PATH") -> str:
+    return (
+        f"store {name}: others may {may} it (mode {mode}); chmod 600 {name}, or allow it with --allow-shared-store"
+        " (settings: capture.allow_shared_store)"
+    )
+
+
+@pytest.mark.parametrize("create", [False, True])
+@pytest.mark.parametrize(
+    ("mode", "may"),
+    [(0o644, "read"), (0o660, "read and write"), (0o602, "write"), (0o640, "read")],
+)
+def test_a_store_that_others_may_reach_is_refused_unless_told(
+    tmp_path: Path, mode: int, may: str, create: bool
+) -> None:
+    path = tmp_path / "s"
+    open_store(str(path), create=True).close()
+    path.chmod(mode)
+    assert refused(path, create=create) == remedy(f"{mode:04o}", may)
+    open_store(str(path), create=create, allow_shared=True).close()
+    # Opening it changes nothing about who may read it: that is the owner's to decide.
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+    path.chmod(0o600)
+    open_store(str(path), create=create).close()
+
+
+@pytest.mark.parametrize("name", ["s-wal", "s-shm"])
+def test_the_log_beside_it_holds_requests_too(tmp_path: Path, name: str) -> None:
+    with_log = open_store(str(tmp_path / "s"), create=True)
+    try:
+        (tmp_path / name).chmod(0o644)
+        assert refused(tmp_path / "s").startswith(f"store PATH-{name[2:]}: others may read it (mode 0644); chmod 600 ")
+    finally:
+        with_log.close()
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o022])
+def test_a_private_store_whatever_the_umask(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        batch = Batch("run1")
+        add(batch, signature())
+        with closing(filled(tmp_path / "s", batch)), closing(open_store(str(tmp_path / "s"))):
+            modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    finally:
+        os.umask(before)
+    assert modes == {"s": 0o600, "s-wal": 0o600, "s-shm": 0o600}
+
+
+def test_a_link_is_judged_by_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "private").mkdir()
+    path, link = tmp_path / "private" / "s", tmp_path / "link"
+    opened = open_store(str(path), create=True)
+    link.symlink_to(path)
+    open_store(str(link)).close()
+    # The log lies beside the file, not beside the link.
+    (tmp_path / "private" / "s-wal").chmod(0o666)
+    assert "private/s-wal: others may read and write it (mode 0666)" in refused(link)
+    opened.close()
+    path.chmod(0o604)
+    assert refused(link, create=True).startswith("store PATH: others may read it (mode 0604); chmod 600 ")
+
+
+def test_a_link_to_nothing_is_never_followed_to_create(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    assert "no such file" in refused(tmp_path / "link", create=True)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+NOBODY, SOMEBODY = 65534, 65533
+
+
+def as_user(uid: int, url: Path, *, create: bool) -> str:
+    """What another user is told who opens the store; "" if it opens. In a process of its own."""
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.setgroups([])
+            os.setgid(uid)
+            os.setuid(uid)
+            open_store(str(url), create=create).close()
+            text = ""
+        except BaseException as error:
+            text = f"{error}"
+        os.write(write, text.encode())
+        os._exit(0)
+    os.close(write)
+    with open(read, "rb") as answer:
+        text = answer.read().decode()
+    os.waitpid(child, 0)
+    return text.replace(str(url), "PATH")
+
+
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """A directory that every user may write to, and reach."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o777)
+        yield Path(name)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be several users")
+def test_users_other_than_root(open_directory: Path) -> None:
+    path = open_directory / "s"
+    # A user's own store opens, in a directory that everybody may write to.
+    assert as_user(NOBODY, path, create=True) == ""
+    assert (path.stat().st_uid, stat.S_IMODE(path.stat().st_mode)) == (NOBODY, 0o600)
+    assert as_user(NOBODY, path, create=False) == ""
+    # Another user is kept out by the kernel; by us, where the mode would let him in.
+    assert as_user(SOMEBODY, path, create=True) == "store PATH: Permission denied"
+    assert as_user(SOMEBODY, path, create=False) == "store PATH: unable to open database file"
+    path.chmod(0o644)
+    assert as_user(SOMEBODY, path, create=False) == remedy("0644", "read")
+    path.chmod(0o600)
+    # Root may look at anybody's store, and does not write into one that its owner would read.
+    open_store(str(path)).close()
+    assert refused(path, create=True) == (
+        f"store PATH: belongs to another user (uid {NOBODY}, this one is 0); chown it, name another, or allow it with"
+        " --allow-shared-store (settings: capture.allow_shared_store)"
+    )
+    open_store(str(path), create=True, allow_shared=True).close()
