@@ -6,7 +6,7 @@ EAS_VENV := .venv-eas
 BIN := $(VENV)/bin
 PIP_QUIET := --quiet --disable-pip-version-check
 
-.PHONY: help setup demo bench fuzz properties test unit lint types check schema requirements clean
+.PHONY: help setup demo bench fuzz properties test unit lint types check schema docs requirements clean
 
 help:
 	@echo "make demo    set up, then the main job on real input; results in demo-out/"
@@ -17,6 +17,7 @@ help:
 	@echo "make fuzz    coverage-guided fuzzing of observers and dialects, SECONDS=60 for each target"
 	@echo "make check   lint and types"
 	@echo "make schema  regenerate capture/schema/descriptors.binpb"
+	@echo "make docs    docs/settings.md anew, from the table of settings"
 	@echo "make requirements  pin anew what requirements/ holds"
 
 setup: $(VENV)/.installed $(EAS_VENV)/.installed
@@ -78,6 +79,9 @@ check: lint types
 
 schema: setup
 	$(BIN)/python -m capture.schema.generate
+
+docs: setup
+	$(BIN)/python -m capture config docs > docs/settings.md
 
 # Needs uv on the PATH. The files name versions only, no registry. dev is what tests run with; the images (sidecar,
 # refresh, and build for their wheel) get the same versions.

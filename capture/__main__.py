@@ -22,6 +22,7 @@ class Command(NamedTuple):
 
 COMMANDS: Final = {
     "proxy": Command("proxy.command:proxy", "Run the sidecar: relay traffic and capture its signatures."),
+    "config": Command("proxy.config_command:config", "Check, show and document settings."),
     "worker": Command("capture.commands.worker:worker", "Run a sidecar's capture worker in a container of its own."),
     "ls": Command("capture.commands.ls:ls", "List what was captured, most used first."),
     "show": Command("capture.commands.show:show", "Show one signature: who sends it, how it differs, what it fits."),
@@ -55,7 +56,11 @@ def application(chosen: str | None) -> typer.Typer:
     for name, command in COMMANDS.items():
         if name == chosen:
             module, function = command.target.split(":")
-            app.command(name)(getattr(import_module(module), function))
+            found = getattr(import_module(module), function)
+            if isinstance(found, typer.Typer):
+                app.add_typer(found, name=name)
+            else:
+                app.command(name)(found)
         else:
             app.command(name, help=command.help)(_not_loaded)
     return app

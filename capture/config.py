@@ -5,9 +5,10 @@ worker as JSON on an inherited descriptor (an argument would show in ``ps``)."""
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
+from msgspec import Meta
 
 #: Seconds that the worker takes at most to write what it has, once the tap has ended; then it gives up.
 WORKER_CLOSE_SECONDS: Final = 6.0
@@ -30,20 +31,32 @@ class ListenerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bounds of the capture worker. Bytes, counts or seconds as the names say."""
 
-    #: One request body; a larger one is counted as oversized, never stored short.
-    request_bytes: int = 64 << 20
-    #: All bodies that are being read or held, across flows.
-    open_bytes: int = 256 << 20
-    #: Wire signatures per model version; beyond it the least useful is evicted.
-    signatures_per_version: int = 2000
-    #: While that many are stored: more new ones in an hour than this are turned away and counted, nothing is evicted.
-    new_signatures_per_hour: int = 500
-    #: Payload bytes in the store.
-    store_bytes: int = 1 << 30
-    #: The held-out reservoir per model version: requests, bytes, seconds.
-    held_out_requests: int = 256
-    held_out_bytes: int = 64 << 20
-    held_out_seconds: int = 7 * 86400
+    request_bytes: Annotated[
+        int,
+        Meta(ge=0, description="bytes of one request body; a larger one is counted, never stored short"),
+    ] = 64 << 20
+    open_bytes: Annotated[
+        int, Meta(ge=0, description="bytes of all bodies that are being read or held, across connections")
+    ] = 256 << 20
+    signatures_per_version: Annotated[
+        int, Meta(ge=0, description="wire signatures per model version; beyond it the least useful is evicted")
+    ] = 2000
+    new_signatures_per_hour: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="while signatures_per_version are stored, more new ones in an hour than this are turned away "
+            "and counted, and nothing is evicted",
+        ),
+    ] = 500
+    store_bytes: Annotated[int, Meta(ge=0, description="payload bytes in the store")] = 1 << 30
+    held_out_requests: Annotated[
+        int, Meta(ge=0, description="requests per model version in the held-out reservoir, which is never exported")
+    ] = 256
+    held_out_bytes: Annotated[int, Meta(ge=0, description="bytes of that reservoir")] = 64 << 20
+    held_out_seconds: Annotated[int, Meta(ge=0, description="seconds after which a held-out request is deleted")] = (
+        7 * 86400
+    )
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn
 
+import msgspec
 import typer
 
 from capture.counters import Counters
@@ -24,6 +25,8 @@ from proxy.supervisor import Supervisor
 from proxy.takeover import Predecessor, TakeOverError
 from proxy.worker_keeper import WORKER_COMMAND
 from proxy.worker_socket import WorkerSocket
+
+log = logging.getLogger("supervisor")
 
 #: Seconds that the last log lines may take.
 FLUSH_SECONDS = 0.5
@@ -137,6 +140,8 @@ def run(
     handler = SinkHandler(sink)
     handler.setFormatter(LineFormatter("supervisor"))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
+    effective = msgspec.json.encode(settings).decode()
+    log.debug("effective settings", extra={"fields": {"settings": effective}})
     supervisor = Supervisor(
         settings,
         listening=listening,

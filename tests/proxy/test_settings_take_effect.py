@@ -1,0 +1,217 @@
+"""Every setting is documented, reaches the process that it is for, and has a test that shows what it does."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from proxy.configs import relay_config, worker_config
+from proxy.settings import Settings, from_data
+from proxy.settings_docs import markdown, rows
+
+ROOT = Path(__file__).parents[2]
+#: Where settings are read by name, beside the configurations that relay and worker are given.
+READERS = [path for path in (ROOT / "proxy").rglob("*.py") if path.name not in ("settings.py", "reload.py")]
+#: Every group present, so that each setting has a place.
+ALL: dict[str, Any] = {
+    "listeners": [
+        {
+            "listen": "127.0.0.1:1",
+            "upstream": "127.0.0.1:2",
+            "tls": {"certificate": "c", "key": "k"},
+            "upstream_tls": {},
+        }
+    ],
+    "relay": {},
+    "tap": {},
+    "capture": {"limits": {}},
+    "admin": {},
+}
+
+#: File -> setting -> the test that shows its effect.
+SHOWN_BY = {
+    "proxy/test_sidecar_life.py": {
+        "workers": "test_several_pairs_share_the_clients_and_each_has_its_own_counters",
+        "takeover_socket": "test_a_running_sidecar_is_replaced_under_load_twice",
+        "listeners[].socket_mode": "test_a_unix_listener_replaces_a_stale_name_and_takes_its_own_away",
+        "listeners[].follow_upstream": "test_clients_are_refused_while_the_model_server_refuses",
+        "relay.idle_timeout": "test_sighup_changes_what_it_can_and_names_the_rest",
+        "relay.drain_delay": "test_sigterm_goes_on_accepting_for_the_delay_and_a_second_one_ends_it",
+        "relay.drain_quiet": "test_a_stop_closes_idle_connections_and_waits_for_busy_ones",
+        "relay.heartbeat_timeout": "test_a_relay_without_heartbeat_is_replaced_and_waiting_clients_are_served",
+        "capture.worker_socket": "test_a_worker_of_another_container_connects_reads_and_is_replaced",
+    },
+    "proxy/test_config_command.py": {
+        "log_level": "test_a_sidecar_that_debugs_logs_its_effective_settings_first",
+    },
+    "proxy/test_supervisor.py": {
+        "listeners[].listen": "test_several_listeners_a_ready_line_and_a_clean_stop",
+        "relay.shutdown_timeout": "test_a_stop_lets_flows_finish_and_resets_the_rest",
+    },
+    "proxy/test_relay.py": {
+        "listeners[].upstream": "test_names_and_unix_sockets",
+        "relay.connect_timeout": "test_a_silent_upstream_meets_the_connect_deadline",
+        "relay.first_byte_timeout": "test_the_first_byte_deadline",
+        "relay.half_closed_timeout": "test_a_half_closed_flow_that_is_quiet_ends",
+        "relay.closing_timeout": "test_closing_with_unsent_data_ends",
+        "relay.keepalive_idle": "test_keep_alive_is_on_at_both_sides",
+        "relay.keepalive_interval": "test_keep_alive_is_on_at_both_sides",
+        "relay.tcp_user_timeout": "test_keep_alive_is_on_at_both_sides",
+        "relay.max_connections": "test_over_the_limit_a_client_is_accepted_and_reset",
+    },
+    "proxy/test_settings_take_effect.py": {
+        "listeners[].name": "test_the_worker_is_told_how_to_read_each_listener",
+    },
+    "capture/dialects/test_eas_tensorflow.py": {
+        "listeners[].dialect": "test_the_settings_name_the_service_of_a_custom_url",
+        "listeners[].service": "test_the_settings_name_the_service_of_a_custom_url",
+    },
+    "capture/test_pipeline.py": {
+        "listeners[].version": "test_an_eas_call",
+        "capture.limits.request_bytes": "test_a_body_over_the_limit",
+        "capture.limits.open_bytes": "test_the_byte_budget_gives_up_the_largest_open_body",
+    },
+    "capture/test_tap.py": {
+        "tap.buffer_bytes": "test_a_stopped_worker_bounds_the_queue_and_gets_the_exact_gap",
+        "tap.buffer_frames": "test_the_bound_counts_frames_too",
+    },
+    "e2e/test_store_is_private.py": {
+        "capture.store": "test_a_store_that_others_may_read_costs_the_capture_and_no_request",
+        "capture.allow_shared_store": "test_a_store_that_others_may_read_costs_the_capture_and_no_request",
+    },
+    "capture/test_admission.py": {
+        "capture.refresh_after": "test_a_sample_is_replaced_after_refresh_after",
+        "capture.limits.signatures_per_version": "test_eviction_takes_fewest_hours_then_fewest_hits_then_oldest",
+        "capture.limits.new_signatures_per_hour": "test_a_flood_of_new_signatures_evicts_nothing",
+        "capture.limits.store_bytes": "test_the_store_stays_within_its_bytes",
+        "capture.limits.held_out_requests": "test_the_reservoir_keeps_its_count_and_its_bytes",
+        "capture.limits.held_out_bytes": "test_the_reservoir_keeps_its_count_and_its_bytes",
+        "capture.limits.held_out_seconds": "test_held_out_requests_expire",
+    },
+    "capture/store/test_store.py": {
+        "capture.retention": "test_what_was_not_seen_for_long_is_deleted_with_all_it_has",
+    },
+    "capture/test_worker_limits.py": {
+        "capture.memory_bytes": "test_near_its_limit_it_writes_what_it_has_and_ends",
+    },
+    "capture/test_worker_behind.py": {
+        "capture.shed_lag": "test_it_sheds_exchanges_and_the_tap_loses_nothing",
+    },
+}
+#: Settings of which no test shows the effect yet, only that the value reaches its process. A test takes its setting off
+#: this list.
+ONLY_REACHES = {
+    "listeners[].tls.certificate",
+    "listeners[].tls.key",
+    "listeners[].tls.client_ca",
+    "listeners[].tls.alpn",
+    "listeners[].upstream_tls.ca",
+    "listeners[].upstream_tls.server_name",
+    "listeners[].upstream_tls.verify",
+    "listeners[].upstream_tls.certificate",
+    "listeners[].upstream_tls.key",
+    "relay.tls_handshake_timeout",
+    "relay.resolve_interval",
+    "capture.flush_interval",
+    "admin.listen",
+    "admin.token_file",
+}
+#: Read by the admin server only.
+OF_ADMIN = {"admin.listen", "admin.token_file"}
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert (ROOT / "docs" / "settings.md").read_text() == markdown(), "run `make docs`"
+
+
+def leaves(value: Any, place: str = "") -> Iterator[str]:
+    """Every setting in plain data, by the names that the documentation uses."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from leaves(inner, f"{place}.{name}".lstrip("."))
+    elif isinstance(value, (list, tuple)) and value and isinstance(value[0], dict):
+        yield from leaves(value[0], f"{place}[]")
+    else:
+        yield place
+
+
+def test_every_setting_is_documented() -> None:
+    documented = [row.place for row in rows()]
+    assert len(documented) == len(set(documented))
+    assert set(leaves(msgspec.to_builtins(from_data(ALL)))) == set(documented)
+    page = markdown()
+    for row in rows():
+        assert row.help
+        group, _, name = row.place.rpartition(".")
+        section = page.partition(f"\n## `{group}`\n" if group else "\n## At the top\n")[2].partition("\n## ")[0]
+        assert f"| `{name}` |" in section, row.place
+
+
+def test_every_setting_has_its_test() -> None:
+    shown = [place for tests in SHOWN_BY.values() for place in tests]
+    assert sorted([*shown, *ONLY_REACHES]) == sorted(row.place for row in rows())
+
+
+@pytest.mark.parametrize("file", SHOWN_BY)
+def test_the_tests_are_there(file: str) -> None:
+    tree = ast.parse((ROOT / "tests" / file).read_text())
+    there = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))}
+    assert set(SHOWN_BY[file].values()) - there == set()
+
+
+def other(value: Any, place: str) -> Any:
+    """Another value that is as good."""
+    if place == "log_level":
+        return "debug"
+    if place.endswith(".dialect"):
+        return "eas-tensorflow"
+    if place.endswith(".socket_mode"):
+        return "0660"
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value + 1
+    if isinstance(value, (list, tuple)):
+        return [*value, "other"]
+    return "127.0.0.1:9" if place.endswith(("listen", "upstream")) else f"{value}other"
+
+
+def changed(place: str) -> tuple[Settings, Settings]:
+    """Settings that differ in this one (and in the key that goes with a certificate)."""
+    before = msgspec.to_builtins(from_data(ALL))
+    after = msgspec.to_builtins(from_data(ALL))
+    if place.startswith("listeners[].upstream_tls."):
+        for one in (before, after):
+            one["listeners"][0]["upstream_tls"].update(certificate="c", key="k")
+    at = after
+    *path, name = place.replace("[]", ".0").split(".")
+    for step in path:
+        at = at[int(step)] if step.isdigit() else at[step]
+    at[name] = other(at[name], place)
+    return from_data(before), from_data(after)
+
+
+@pytest.mark.parametrize("place", [row.place for row in rows()])
+def test_a_setting_reaches_its_process(place: str) -> None:
+    before, after = changed(place)
+    assert before != after
+    told = relay_config(before) != relay_config(after) or worker_config(before, "r") != worker_config(after, "r")
+    read = re.compile(rf"\b\w+\.{place.rpartition('.')[2]}\b")
+    readers = [path.name for path in READERS if read.search(path.read_text())]
+    assert told or readers or place in OF_ADMIN, "nobody is told"
+
+
+def test_the_worker_is_told_how_to_read_each_listener() -> None:
+    named = {"name": "n", "dialect": "tfserving-grpc", "service": "s", "version": "v"}
+    settings = from_data(
+        {"listeners": [{"listen": ":1", "upstream": ":2", **named}, {"listen": ":3", "upstream": ":4"}]}
+    )
+    first, second = worker_config(settings, "r").listeners
+    assert (first.name, first.dialect, first.service, first.version) == ("n", "tfserving-grpc", "s", "v")
+    assert (second.name, second.dialect, second.service, second.version) == (":3", "auto", "", "")
