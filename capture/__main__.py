@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "proxy": Command("proxy.command:proxy", "Run the sidecar: relay traffic and capture its signatures."),
     "config": Command("proxy.config_command:config", "Check, show and document settings."),
     "worker": Command("capture.commands.worker:worker", "Run a sidecar's capture worker in a container of its own."),
+    "status": Command("capture.commands.status:status", "Say whether capture works, and why a store is empty."),
     "ls": Command("capture.commands.ls:ls", "List what was captured, most used first."),
     "show": Command("capture.commands.show:show", "Show one signature: who sends it, how it differs, what it fits."),
     "export": Command("capture.commands.export:export", "Write warm-up files from what was captured."),

@@ -106,6 +106,7 @@ TABLE: Final[tuple[Counter, ...]] = (
     Counter("requests_shed", "worker", "Requests passed over, chosen at random, because the worker was behind"),
     Counter("requests_missed", "worker", "Requests that passed unseen (estimated: in gaps and before a joined flow)"),
     Counter("flows_undecodable", "worker", "Flows that are not readable HTTP"),
+    Counter("flows_tls", "worker", "Flows that are TLS on a listener without tls; counted in flows_undecodable too"),
     Counter("flows_unsynced", "worker", "Flows whose framing was lost by missed bytes"),
     Counter("flows_resynced", "worker", "Flows read again after missed bytes"),
     Counter("flows_blind", "worker", "Flows that ended unsynced: their rest was never read"),
@@ -181,6 +182,10 @@ class Counters:
         """This pair's counters by name, without the gauges."""
         values = self.slots.tolist()
         return {name: value for name, value, count in zip(NAMES, values, _COUNTS, strict=True) if count}
+
+    def values(self) -> dict[str, int]:
+        """This pair's counters and gauges by name."""
+        return dict(zip(NAMES, self.slots.tolist(), strict=True))
 
     def total(self) -> dict[str, int]:
         """Counters and gauges by name, over all pairs."""

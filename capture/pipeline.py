@@ -34,7 +34,7 @@ from capture.store.base import (
     SignatureDelta,
 )
 from capture.wire import events as ev
-from capture.wire.detect import FlowObserver
+from capture.wire.detect import TLS, FlowObserver
 from capture.wire.http1_head import HeadMemo
 
 #: Characters of all names in one signature. Real ones have some hundreds.
@@ -233,6 +233,8 @@ class Pipeline:
             self._count("flows_resynced", 1)
         elif isinstance(notice, ev.Undecodable):
             self._count("flows_undecodable", 1)
+            if notice.reason == TLS:
+                self._count("flows_tls", 1)
             self._ignore(f"flow: {notice.reason}")
         elif isinstance(notice, ev.Upgraded):
             self._count("flows_undecodable", 1)

@@ -18,6 +18,7 @@ from capture.counters import Counters
 from capture.logline import LineFormatter
 from capture.store.base import store_path
 from proxy import address
+from proxy.admin.app import Admin
 from proxy.listening import Listening
 from proxy.logs import LineSink, SinkHandler
 from proxy.settings import DEFAULT_STORE, Capture, Listener, Settings, SettingsError, check, load
@@ -110,6 +111,10 @@ def run(
     take_over: bool = False,
 ) -> int:
     """The composition root: bind or take over, then supervise until a signal. The exit status."""
+    try:
+        admin = Admin(settings.admin) if settings.admin.listen else None
+    except SettingsError as error:
+        fail(str(error), 2)
     predecessor: Predecessor | None = None
     if take_over:
         if not settings.takeover_socket:
@@ -151,6 +156,7 @@ def run(
         load=load,
         predecessor=predecessor,
         elsewhere=elsewhere,
+        admin=admin,
         worker_command=worker_command,
     )
     status = asyncio.run(supervisor.run())

@@ -18,7 +18,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Final
+from typing import Final, Protocol
 
 from capture.counters import Counters
 from proxy import control as said
@@ -30,8 +30,9 @@ from proxy.logs import LineSink
 from proxy.pair import Pair
 from proxy.relay_keeper import RELAY_COMMAND
 from proxy.reload import kept, needing_restart
-from proxy.settings import Settings, SettingsError
-from proxy.sidecar import ListenerState, PairState
+from proxy.settings import DEFAULT_ADMIN, Settings, SettingsError
+from proxy.settings import Admin as AdminSettings
+from proxy.sidecar import ListenerState, PairState, Sidecar
 from proxy.takeover import Predecessor, TakeOverError, TakeOverSocket
 from proxy.upstream_watch import Probe
 from proxy.watch import CaptureWatch, Line, summary
@@ -45,8 +46,15 @@ WATCH_INTERVAL: Final = 1.0
 #: Seconds between two looks at a model server that is followed.
 FOLLOW_INTERVAL: Final = 1.0
 
-#: Serves health, metrics and API of a sidecar while the context lasts.
-Admin = Callable[["Supervisor"], AbstractAsyncContextManager[None]]
+
+class Admin(Protocol):
+    """Health, metrics and API: see :class:`proxy.admin.app.Admin`."""
+
+    def serve(self, sidecar: Sidecar) -> AbstractAsyncContextManager[None]:
+        """Listen while the context lasts. Raises OSError."""
+
+    def reload(self, settings: AdminSettings) -> None:
+        """Read the token again. Raises SettingsError."""
 
 
 class Supervisor:
@@ -223,8 +231,8 @@ class Supervisor:
                 return 1
             log.info("taken over")
         async with contextlib.AsyncExitStack() as stack:
-            if self._admin is not None:
-                await stack.enter_async_context(self._admin(self))
+            if self._admin is not None and not await self._serve_admin(stack, self._admin):
+                return 1
             path = self.settings.takeover_socket
             if not path:
                 await asyncio.Event().wait()
@@ -244,6 +252,18 @@ class Supervisor:
             return 0
         raise AssertionError("unreachable")
 
+    async def _serve_admin(self, stack: contextlib.AsyncExitStack, admin: Admin) -> bool:
+        """False where it cannot listen and was asked to: a start without it is a mistake. A successor has the clients
+        by now, and goes on."""
+        try:
+            await stack.enter_async_context(admin.serve(self))
+        except OSError as error:
+            asked = self.settings.admin.listen != DEFAULT_ADMIN and self._predecessor is None
+            fields = {"listen": self.settings.admin.listen, "error": error.strerror or error}
+            log.log(logging.ERROR if asked else logging.WARNING, "admin cannot listen", extra={"fields": fields})
+            return not asked
+        return True
+
     def _offered(self) -> Sequence[Listening]:
         """Everything accepts before it is handed over: the successor follows its model servers by itself."""
         for number in list(self._orders.refused):
@@ -259,6 +279,8 @@ class Supervisor:
             return
         try:
             fresh = self._load()
+            if self._admin is not None:
+                self._admin.reload(fresh.admin)
         except SettingsError as error:
             log.error("settings not reloaded", extra={"fields": {"error": error}})
             return

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 DEFAULT_STORE = "warmtap.sqlite"
+#: Where a sidecar serves health, metrics and API unless told otherwise.
+DEFAULT_ADMIN = "127.0.0.1:8590"
 
 StoreOption = Annotated[str, typer.Option("--store", help="The store: a path.", metavar="PATH")]
 SharedOption = Annotated[

@@ -21,6 +21,8 @@ MAX_SAVED_EARLY_BYTES = 256
 MAX_METHOD_BYTES = 24
 # A TLS record of type handshake (RFC 8446 §5.1).
 _TLS_HANDSHAKE = 0x16
+# The reason of ``Undecodable`` then.
+TLS = "tls"
 
 _METHOD = re.compile(rb"(?:\r\n?)?[!#$%&'*+\-.^_`|~0-9A-Za-z]{0," + str(MAX_METHOD_BYTES).encode() + rb"}")
 
@@ -122,7 +124,7 @@ class FlowObserver:
                 return []
             return self._choose("http/2", Http2Observer())
         if first[0] == _TLS_HANDSHAKE:
-            return self._refuse(Side.CLIENT, "tls")
+            return self._refuse(Side.CLIENT, TLS)
         match = _METHOD.match(first)
         stop = match.end() if match else 0
         if stop == len(first):

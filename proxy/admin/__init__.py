@@ -1,0 +1,1 @@
+"""Health, metrics and API of a sidecar, on aiohttp, in the supervisor's process: never on the path."""

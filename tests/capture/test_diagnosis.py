@@ -1,0 +1,50 @@
+"""Counters in, sentences out."""
+
+from __future__ import annotations
+
+from capture.diagnosis import Facts, ListenerFacts, StoreFacts, diagnose
+
+EMPTY = StoreFacts()
+LISTENERS = [ListenerFacts("127.0.0.1:1", "127.0.0.1:2")]
+
+
+def worst(
+    *, store: StoreFacts | None = None, workers: tuple[str, ...] = ("reading",), paused: bool = False, **counts: int
+) -> str:
+    facts = Facts(counters=counts, store=store or StoreFacts(), listeners=LISTENERS, workers=workers, paused=paused)
+    return f"{diagnose(facts)[0].severity}: {diagnose(facts)[0].text}"
+
+
+def test_what_works_is_said_first_and_what_is_missing_beside_it() -> None:
+    store = StoreFacts(signatures=3, models={"m": 2, "n": 1})
+    counts = {"flows_opened": 9, "requests_observed": 90, "requests_proven": 90, "requests_shed": 4}
+    found = diagnose(Facts(counters=counts, store=store, listeners=LISTENERS, workers=["reading"]))
+    assert [finding.severity for finding in found] == ["ok", "note"]
+    assert found[0].text == "3 signatures of 2 models are stored"
+    assert found[1].text.startswith("4 requests were passed over at random")
+
+
+def test_reasons_why_a_store_is_empty() -> None:
+    assert worst() == (
+        "wrong: no client has connected to 127.0.0.1:1: do clients still use the model server's own port?"
+    )
+    assert worst(paused=True).startswith("wrong: capture is paused")
+    assert worst(workers=("none",)).startswith("wrong: no capture worker runs")
+    assert worst(workers=("waiting",)).startswith("wrong: no capture worker has connected")
+    assert worst(store=StoreFacts(error="s: no such store")) == "wrong: the store cannot be read: s: no such store"
+    assert worst(flows_opened=10, flows_closed_connect_failed=10).startswith(
+        "wrong: 127.0.0.1:2 accepted none of 10 connections"
+    )
+    assert "are TLS, which is not terminated here" in worst(flows_opened=3, flows_undecodable=3, flows_tls=3)
+    assert worst(flows_opened=3, flows_undecodable=3) == "wrong: 3 connections carry no readable HTTP"
+    ignored = StoreFacts(ignored=[("HTTP GET, other path", 7)])
+    assert worst(store=ignored, flows_opened=3, requests_observed=7, requests_ignored=7).startswith(
+        "wrong: all of 7 requests are no model call (mostly: HTTP GET, other path)"
+    )
+    refused = StoreFacts(refusals=[("unknown service", 7)])
+    assert worst(store=refused, flows_opened=3, requests_observed=7, requests_refused=7).startswith(
+        "wrong: all of 7 requests were refused by the model server (mostly: unknown service)"
+    )
+    assert worst(flows_opened=1, requests_observed=5, requests_proven=5, worker_lag_us=3_500_000) == (
+        "wrong: the worker is 3.5 s behind the traffic"
+    )
