@@ -16,8 +16,8 @@ help:
 	@echo "make properties  the property tests with many more, random examples: some minutes"
 	@echo "make fuzz    coverage-guided fuzzing of observers and dialects, SECONDS=60 for each target"
 	@echo "make check   lint and types"
+	@echo "make docs    the tables in docs/ that are made from the code"
 	@echo "make schema  regenerate capture/schema/descriptors.binpb"
-	@echo "make docs    docs/settings.md anew, from the table of settings"
 	@echo "make requirements  pin anew what requirements/ holds"
 
 setup: $(VENV)/.installed $(EAS_VENV)/.installed
@@ -77,11 +77,13 @@ types: setup
 
 check: lint types
 
+# The tables in docs/ that are made from the code.
+docs: setup
+	$(BIN)/python -m tests.support.docs
+	$(BIN)/python -m capture config docs > docs/settings.md
+
 schema: setup
 	$(BIN)/python -m capture.schema.generate
-
-docs: setup
-	$(BIN)/python -m capture config docs > docs/settings.md
 
 # Needs uv on the PATH. The files name versions only, no registry. dev is what tests run with; the images (sidecar,
 # refresh, and build for their wheel) get the same versions.

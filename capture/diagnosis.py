@@ -80,6 +80,10 @@ def _processes(facts: Facts) -> list[Finding]:
         found.append(Finding("wrong", "capture is paused: resume it with SIGUSR2 or POST /api/v1/resume"))
     elif "none" in facts.workers:
         found.append(Finding("wrong", "no capture worker runs: its log lines (process=worker) say why"))
+    elif "stuck" in facts.workers:
+        found.append(
+            Finding("wrong", "the capture worker does not read what waits for it: it is stopped, stuck or starved")
+        )
     elif "waiting" in facts.workers:
         found.append(
             Finding("wrong", "no capture worker has connected: does `capture worker --connect` run, as the same user?")

@@ -27,7 +27,8 @@ class ListenerState(msgspec.Struct, frozen=True):
 
 
 #: ``waiting``: none that runs elsewhere has connected.
-WorkerState = Literal["none", "starting", "reading", "external", "waiting"]
+#: ``stuck``: it has not read what waits for it for some seconds.
+WorkerState = Literal["none", "starting", "reading", "external", "waiting", "stuck"]
 
 
 class PairState(msgspec.Struct, frozen=True):

@@ -352,6 +352,8 @@ class Supervisor:
         clock = asyncio.get_running_loop().time
         watch = CaptureWatch(clock(), len(self._pairs))
         while True:
+            for pair in self._pairs:
+                pair.worker.look(clock())
             reading = self.paused or all(pair.worker.reading for pair in self._pairs)
             for line in watch.look(clock(), reading, self.counters.total()):
                 self._say(line)

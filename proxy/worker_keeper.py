@@ -34,6 +34,11 @@ WORKER_COMMAND: Final = (sys.executable, "-P", "-m", "capture.worker")
 #: Seconds that a worker may take for what it has read after its tap ended: it gives up by itself before.
 WORKER_GRACE: Final = WORKER_CLOSE_SECONDS + 4.0
 WORKER_NICE: Final = 10
+#: Seconds without reading what waits, after which a worker is called stuck, and killed. The slowest thing that it does
+#: for one read is well below a second; a machine without CPU to spare may stop it for longer.
+STUCK_SECONDS: Final = 5.0
+KILL_SECONDS: Final = 60.0
+LOOK_LATE_SECONDS: Final = 4.0
 
 
 class WorkerKeeper:
@@ -72,6 +77,11 @@ class WorkerKeeper:
         self._ready_before = 0
         self._resumed = asyncio.Event()
         self._resumed.set()
+        #: Frames that it had read at the last look, and when that was another number, or nothing waited.
+        self._frames = -1
+        self._moved_at = 0.0
+        self._looked_at = 0.0
+        self._stuck = False
 
     @property
     def pid(self) -> int:
@@ -92,9 +102,36 @@ class WorkerKeeper:
     @property
     def state(self) -> WorkerState:
         """For health and API."""
+        if self._elsewhere is not None and self._link is None:
+            return "waiting"
+        if self._stuck:
+            return "stuck"
         if self._elsewhere is not None:
-            return "waiting" if self._link is None else "external"
+            return "external"
         return "reading" if self.reading else "none" if self._child is None else "starting"
+
+    def look(self, now: float) -> None:
+        """To be called every second or so: is it stuck? One that was started here is killed in the end; the next one
+        reads on."""
+        counts = self._counters.snapshot()
+        waits = any(
+            counts[f"{side}_bytes"] > counts[f"tap_{side}_bytes"] + counts[f"tap_lost_{side}_bytes"]
+            for side in ("client", "server")
+        )
+        # Much later than a second: it is this process that was stopped.
+        late = now - self._looked_at > LOOK_LATE_SECONDS
+        self._looked_at = now
+        if counts["tap_frames"] != self._frames or not waits or not self.reading or late:
+            self._frames, self._moved_at, self._stuck = counts["tap_frames"], now, False
+            return
+        still = now - self._moved_at
+        if still > STUCK_SECONDS and not self._stuck:
+            self._stuck = True
+            log.error("worker does not read what waits for it", extra={"fields": {"pid": self.pid, **self._which}})
+        if still > KILL_SECONDS and self._child is not None:
+            log.error("worker is stuck; it is killed", extra={"fields": {"pid": self.pid, **self._which}})
+            self._child.signal_kill()
+            self._moved_at = now
 
     def restart(self) -> None:
         """The present worker writes what it has and ends; while capture is paused none follows."""

@@ -21,6 +21,7 @@ from packaging.utils import canonicalize_name
 
 from capture.__main__ import application
 from proxy import address, settings
+from proxy.admin.metrics import rows
 from tests.test_architecture import PACKAGES, ROOT, SOURCES, imports
 
 OURS = ("sidecar", "refresh")
@@ -267,3 +268,15 @@ def test_compose_itself_takes_the_file() -> None:
             assert done.returncode == 0, done.stderr
             return
     pytest.skip("neither the docker compose plugin nor docker-compose is installed")
+
+
+def test_alert_rules_name_metrics_that_exist() -> None:
+    rules = yaml.safe_load((ROOT / "config/prometheus/rules.yaml").read_text())
+    exposed = {row.name for row in rows()}
+    alerts = [rule for group in rules["groups"] for rule in group["rules"]]
+    assert len(alerts) > 5
+    for rule in alerts:
+        named = set(re.findall(r"warmtap_\w+", rule["expr"]))
+        assert named
+        assert {re.sub(r"_(bucket|sum|count)$", "", name) for name in named} <= exposed, rule["alert"]
+        assert rule["annotations"]["summary"]

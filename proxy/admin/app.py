@@ -86,7 +86,8 @@ class AdminServer:
             if self._reading is None or self._reading.done():
                 self._reading = loop.create_task(asyncio.to_thread(store_facts, self._sidecar.settings.capture.store))
             self._store = await asyncio.shield(self._reading)
-            self._store_at = loop.time()
+            # A store that is about to be made is there in a moment.
+            self._store_at = loop.time() if not self._store.error else float("-inf")
         return self._store
 
     # -- routes
