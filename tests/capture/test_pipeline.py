@@ -270,7 +270,7 @@ def test_other_methods_and_protocols_are_counted() -> None:
         "HTTP POST, other path": 1,
         "flow: tls": 1,
     }
-    assert rig.counts == {"requests_observed": 3, "requests_ignored": 3, "flows_undecodable": 1}
+    assert rig.counts == {"requests_observed": 3, "requests_ignored": 3, "flows_undecodable": 1, "flows_tls": 1}
 
 
 # --- EAS over HTTP/1.1 ---
