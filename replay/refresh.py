@@ -27,6 +27,7 @@ from replay.tf_protos import TensorFlowMissing
 from replay.trial import Trial, run_trial
 
 _FORM = FORMATS["tfrecord"]
+_FAMILY = "tfserving"
 #: A temporary file that is older belongs to a run that was killed: writing one takes seconds.
 STALE_SECONDS: Final = 3600.0
 
@@ -97,13 +98,13 @@ def refresh_version(
     rows = source.signatures(model)
     selection = select(
         rows,
-        family=_FORM.family,
+        family=_FAMILY,
         version=version,
         defs=read_saved_model(directory).signatures,
         # All of them are run below: what failed in production may have failed because it was cold.
         unproven=True,
     )
-    tried = _Attempts(source, version, partial(trial, directory, _FORM.family))
+    tried = _Attempts(source, version, partial(trial, directory, _FAMILY))
     tried.run(selection.records)
     kept = [tried.kept[place] for place in sorted(tried.kept)]
     selection.left_out += tried.left_out()
@@ -234,7 +235,7 @@ def refresh(
     """Every new version below ``base``; one that fails does not stop the others. Raises UserError where none can be
     done: no version, a model that the store does not know, no TensorFlow."""
     found = find_versions(base)
-    known = {row.key.owner.model for row in source.signatures() if row.key.owner.family == _FORM.family}
+    known = {row.key.owner.model for row in source.signatures() if row.key.owner.family == _FAMILY}
     if model not in known:
         have = ", ".join(sorted(known)) or "none"
         raise UserError(f"nothing captured of model {model}; the store has of TF Serving: {have}; say --model")

@@ -28,7 +28,9 @@ from capture.store.base import Sample, Store, open_store
 def export(
     form: Annotated[str, typer.Option("--format", help=f"One of: {', '.join(FORMATS)}.", metavar="FORMAT")],
     model: Annotated[str, typer.Option("--model", help="The model (EAS: the service).")],
-    out: Annotated[Path, typer.Option("--out", help="The file to write; for eas-bin a directory.", metavar="PATH")],
+    out: Annotated[
+        Path, typer.Option("--out", help="The file to write (mode 0600); for eas-bin a directory.", metavar="PATH")
+    ],
     store: StoreOption = DEFAULT_STORE,
     model_version: Annotated[
         str | None, typer.Option("--model-version", help="Only what this version served; default: all versions.")
@@ -119,7 +121,7 @@ def run(
     except OSError as error:
         raise ExportError(f"{out}: {error.strerror}; nothing was replaced") from None
     _report(selection, out, where)
-    if saved_model is None and not form.directory:
+    if saved_model is None and form.name == "tfrecord":
         print(
             "not fitted to a model version: one record that it refuses fails its load; --saved-model DIR leaves it out",
             file=sys.stderr,
@@ -138,7 +140,7 @@ def read_samples(source: Store, selection: Selection) -> list[tuple[Record, Samp
 
 
 def _nothing(source: Store, form: Format, model: str, version: str | None, selection: Selection) -> str:
-    known = sorted({row.key.owner.model for row in source.signatures() if row.key.owner.family == form.family})
+    known = sorted({row.key.owner.model for row in source.signatures() if form.family in (None, row.key.owner.family)})
     where = f"model {model}" + (f" version {version}" if version else "")
     if selection.left_out:
         first = selection.left_out[0]

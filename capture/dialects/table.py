@@ -14,7 +14,22 @@ from capture.dialects.tfserving_grpc import TFServingGrpc
 DIALECTS: Final[tuple[Dialect, ...]] = (TFServingGrpc(), EasTensorFlow())
 BY_NAME: Final = {dialect.name: dialect for dialect in DIALECTS}
 
+_STORED: Final = {"tfserving": "Predict", "eas": "predict"}
 _TOKEN: Final = re.compile(r"[A-Z]{1,16}")
+
+
+def stored_route(family: str, model: str, path: str = "", method: str = "") -> Route | None:
+    """Where a stored request of this family went; ``path`` and ``method`` as far as they are known. None for a family
+    that no dialect reads."""
+    listener = ListenerConfig("", service=model)
+    first = None
+    for dialect in DIALECTS:
+        if dialect.family == family:
+            found = dialect.route(b"POST", path, listener) if path else None
+            if isinstance(found, Route):
+                return Route(dialect, method or found.method, model, path)
+            first = first or dialect
+    return None if first is None else Route(first, method or _STORED.get(family, ""), model, path)
 
 
 def route(http_method: bytes, path: str, grpc: bool, listener: ListenerConfig) -> Route | Ignored:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from google.protobuf.message import DecodeError
 
@@ -76,23 +76,9 @@ class TFServingGrpc:
             request = messages.PredictRequest.FromString(body)
         except DecodeError:
             raise Unreadable("not a PredictRequest") from None
-        spec = request.model_spec
-        if not spec.name:
+        if not request.model_spec.name:
             raise Unreadable("no model name")
-        tensors = [
-            TensorSpec(alias, tensor.dtype, _shape(tensor.tensor_shape)) for alias, tensor in request.inputs.items()
-        ]
-        tensors.sort(key=_by_name)
-        signature = wire_signature(
-            self.family, spec.name, route.method, spec.signature_name, request.inputs, request.output_filter
-        )
-        choice = spec.WhichOneof("version_choice")
-        return Call(
-            signature,
-            tuple(tensors),
-            version=str(spec.version.value) if choice == "version" else "",
-            version_label=spec.version_label if choice == "version_label" else "",
-        )
+        return predict_call(request)
 
     def response_probe(self, route: Route) -> FieldProbe | None:
         return FieldProbe(_RESPONSE_MODEL_SPEC, MAX_MODEL_SPEC_BYTES)
@@ -117,6 +103,24 @@ class TFServingGrpc:
             # gRPC's own answer for a method that is not registered; a kernel gives a text.
             return Judgement(Outcome.REFUSED, "method not served")
         return Judgement(Outcome.UNPROVEN, f"grpc-status {code}", version)
+
+
+def predict_call(request: Any) -> Call:
+    """What a PredictRequest of :mod:`capture.schema.messages` means, also without a model's name, which a warm-up does
+    not need. Raises Unreadable."""
+    spec = request.model_spec
+    tensors = [TensorSpec(alias, tensor.dtype, _shape(tensor.tensor_shape)) for alias, tensor in request.inputs.items()]
+    tensors.sort(key=_by_name)
+    signature = wire_signature(
+        TFServingGrpc.family, spec.name, "Predict", spec.signature_name, request.inputs, request.output_filter
+    )
+    choice = spec.WhichOneof("version_choice")
+    return Call(
+        signature,
+        tuple(tensors),
+        version=str(spec.version.value) if choice == "version" else "",
+        version_label=spec.version_label if choice == "version_label" else "",
+    )
 
 
 def _shape(serialized: bytes) -> tuple[int, ...] | None:

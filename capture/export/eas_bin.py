@@ -17,7 +17,7 @@ class EasBinFormat:
     """``--format eas-bin``."""
 
     name = "eas-bin"
-    family = "eas"
+    family: str | None = "eas"
     directory = True
     max_records: int | None = None
     loads: int | None = 1

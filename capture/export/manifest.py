@@ -43,7 +43,7 @@ def covered_calls(selection: Selection, rows: Iterable[StoredSignature], form: F
             loaded |= digests
     covered = in_files = seen = 0
     for row in rows:
-        if row.key.owner.family == form.family:
+        if form.family in (None, row.key.owner.family):
             seen += row.hits
             in_files += row.hits if row.key.digest in inside else 0
             covered += row.hits if row.key.digest in loaded else 0

@@ -17,20 +17,21 @@ from capture.store.base import StoredSignature
 def select(
     rows: Iterable[StoredSignature],
     *,
-    family: str,
+    family: str | None,
     version: str | None = None,
     only_version: bool = False,
     defs: Mapping[str, SignatureDef] | None = None,
     unproven: bool = False,
     limit: int | None = None,
 ) -> Selection:
-    """Choose. ``version`` is the one to warm: its own samples win over carried ones, and with ``only_version`` no
-    others are used. ``unproven`` lets requests in that were never seen to succeed. ``limit`` cuts the least used.
+    """Choose among the signatures of a server family, None for any. ``version`` is the one to warm: its own samples win
+    over carried ones, and with ``only_version`` no others are used. ``unproven`` lets requests in that were never seen
+    to succeed. ``limit`` cuts the least used.
 
-    Every wire signature of the family is accounted for: it is a record, covered by one, or left out with the reason."""
+    Every wire signature of it is accounted for: it is a record, covered by one, or left out with the reason."""
     groups: dict[str, list[StoredSignature]] = {}
     for row in rows:
-        if row.key.owner.family == family and (not only_version or row.key.owner.version == version):
+        if family in (None, row.key.owner.family) and (not only_version or row.key.owner.version == version):
             groups.setdefault(row.key.digest, []).append(row)
     found: dict[ExecutorKey | str, list[_Choice]] = {}
     left_out: list[LeftOut] = []

@@ -53,6 +53,12 @@ def frame(data: bytes) -> bytes:
 
 def read_records(data: bytes) -> Iterator[bytes]:
     """The records of a file. Raises TFRecordError where TF's reader would report DATA_LOSS."""
+    for _, record in read_places(data):
+        yield record
+
+
+def read_places(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The same, each with the byte at which it begins."""
     at = 0
     while at < len(data):
         begin = at
@@ -69,7 +75,7 @@ def read_records(data: bytes) -> Iterator[bytes]:
         if at + 4 > len(data) or _CRC.unpack_from(data, at)[0] != masked_crc(record):
             raise TFRecordError(f"corrupted record at byte {begin}: cut off, or its checksum is wrong")
         at += 4
-        yield record
+        yield begin, record
 
 
 def strip_version(request: bytes) -> bytes:
@@ -96,7 +102,7 @@ class TFRecordFormat:
     """``--format tfrecord``."""
 
     name = "tfrecord"
-    family = "tfserving"
+    family: str | None = "tfserving"
     directory = False
     max_records: int | None = MAX_RECORDS
     loads: int | None = None

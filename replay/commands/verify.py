@@ -58,7 +58,7 @@ def verify(
     ] = DEFAULT_STORE,
     model: Annotated[str | None, typer.Option("--model", help="Whose requests; default: the store's only one.")] = None,
     form: Annotated[
-        str | None, typer.Option("--format", help="tfrecord or eas-bin; default: told by the file's name.")
+        str | None, typer.Option("--format", help="tfrecord or eas-bin; default: by the file's name.")
     ] = None,
     warm_up_count: Annotated[
         int, typer.Option(min=1, help="EAS: how often the request is sent (metadata.rpc.warm_up_count).")

@@ -156,7 +156,7 @@ def test_errors_are_one_line(store: Path, tmp_path: Path) -> None:
     for command in (["ls"], ["show", "x"], ["export", "--format", "tfrecord", "--model", "m", "--out", "o"]):
         assert error(*command, "--store", missing).startswith(f"store {missing}: no such file")
     assert error("export", "--format", "nope", "--model", "m", "--out", tmp_path / "o", "--store", store) == (
-        "--format nope: no such format; one of: tfrecord, eas-bin"
+        "--format nope: no such format; one of: tfrecord, eas-bin, eas-txt, jsonl"
     )
     assert not (tmp_path / "o").exists()
 
