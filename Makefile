@@ -13,6 +13,8 @@ help:
 	@echo "make bench   CPU per request against nginx and aiohttp (needs nginx, wrk, h2load); results in bench-out/"
 	@echo "make test    set up, then all tests"
 	@echo "make unit    the tests that start no process and no TensorFlow: seconds"
+	@echo "make faults  what fails, under load: some minutes"
+	@echo "make soak    ten minutes of traffic (SOAK=600), memory by process; faults-out/soak.json"
 	@echo "make properties  the property tests with many more, random examples: some minutes"
 	@echo "make fuzz    coverage-guided fuzzing of observers and dialects, SECONDS=60 for each target"
 	@echo "make check   lint and types"
@@ -62,6 +64,13 @@ fuzz: $(FUZZ_VENV)/.installed
 	  then echo "{}: nothing found; see fuzz-out/{}.log"; \
 	  else echo "{}: FOUND something, or did not run: see the end of fuzz-out/{}.log"; exit 1; fi'
 
+faults: setup
+	$(BIN)/python -m pytest tests/faults
+
+SOAK ?= 600
+soak: setup
+	SOAK_SECONDS=$(SOAK) $(BIN)/python -m pytest tests/faults/test_soak.py -s
+
 properties: setup
 	HYPOTHESIS_PROFILE=large $(BIN)/python -m pytest -m "hypothesis and not server"
 
@@ -97,4 +106,4 @@ requirements:
 	$(PIN) tests/clients/eas/requirements.in -o tests/clients/eas/requirements.txt
 
 clean:
-	rm -rf $(VENV) $(EAS_VENV) $(FUZZ_VENV) demo-out bench-out fuzz-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(EAS_VENV) $(FUZZ_VENV) demo-out bench-out faults-out fuzz-out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -237,9 +237,19 @@ def load(path: Path) -> Settings:
     except msgspec.DecodeError as error:
         raise SettingsError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     try:
-        return from_data(data)
+        settings = from_data(data)
+        _refuse_tls(settings)
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from None
+    return settings
+
+
+def _refuse_tls(settings: Settings) -> None:
+    """The relay does not speak TLS yet: better no start than plain text where TLS was asked for."""
+    for number, listener in enumerate(settings.listeners):
+        for name in ("tls", "upstream_tls"):
+            if getattr(listener, name) is not None:
+                raise SettingsError(f"listeners[{number}].{name}: not supported yet; terminate TLS in front of warmtap")
 
 
 def from_data(data: Any) -> Settings:
@@ -275,10 +285,6 @@ def check(settings: Settings) -> None:
         if listener.dialect not in ("auto", *BY_NAME):
             known = ", ".join(("auto", *BY_NAME))
             raise SettingsError(f"{place}.dialect: {listener.dialect!r} is no dialect; known are {known}")
-        if listener.upstream_tls is not None and bool(listener.upstream_tls.certificate) != bool(
-            listener.upstream_tls.key
-        ):
-            raise SettingsError(f"{place}.upstream_tls: certificate and key go together")
     if 0 < settings.capture.memory_bytes < LOWEST_MEMORY_BYTES:
         raise SettingsError(
             f"capture.memory_bytes: {settings.capture.memory_bytes} is less than a worker needs; give 0 (no limit) or"

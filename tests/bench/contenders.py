@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from capture.counters import LOSSES, Counters
 from tests.bench import cpu
-from tests.support.net_sidecar import Sidecar
+from tests.support.net_sidecar import Sidecar, wait_gone
 from tests.support.waiting import until
 
 _NGINX = """
@@ -101,8 +101,7 @@ class Warmtap(Contender):
     """The sidecar. Without capture its tap is detached by the kill switch, and the relay is alone."""
 
     def __init__(self, name: str, sidecar: Sidecar, *, captures: bool) -> None:
-        ports = Ports(*sidecar.ready())
-        super().__init__(name, ports, cpu.family(sidecar.process.pid))
+        super().__init__(name, Ports(*sidecar.ready()), [])
         self._captures = captures
         self._relay, self._worker = sidecar.pid("relay"), sidecar.pid("worker")
         self._counters: Counters = sidecar.counters()
@@ -111,6 +110,8 @@ class Warmtap(Contender):
             until(lambda: self._gauge("tap_attached") == 1, "tap attached")
             os.kill(sidecar.process.pid, signal.SIGUSR1)
             until(lambda: self._gauge("tap_attached") == 0, "tap detached")
+            wait_gone(self._worker)
+        self.pids = cpu.family(sidecar.process.pid)
 
     def _gauge(self, name: str) -> int:
         return self._counters.total()[name]

@@ -167,3 +167,12 @@ def test_addresses_read_back(text: str) -> None:
 
 def test_an_address_without_host_is_loopback() -> None:
     assert address.parse(":80") == ("127.0.0.1", 80, "")
+
+
+@pytest.mark.parametrize("name", ["tls", "upstream_tls"])
+def test_tls_is_refused_and_never_plain_text(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "s.yaml"
+    group = {"certificate": "c", "key": "k"}
+    path.write_bytes(msgspec.yaml.encode({"listeners": [{"listen": ":1", "upstream": ":2", name: group}]}))
+    with pytest.raises(SettingsError, match=rf"listeners\[0\]\.{name}: not supported yet"):
+        load(path)
