@@ -10,6 +10,7 @@ import msgspec
 import typer
 
 from capture.errors import UserError
+from proxy.admin.auth import read_token
 from proxy.command import missing_directory, read_settings
 from proxy.settings import DEFAULT_STORE, Settings, SettingsError, load
 from proxy.settings_docs import markdown
@@ -28,6 +29,10 @@ def check(file: Annotated[Path, typer.Argument(help="A settings file (YAML).", m
     settings = _read(lambda: load(file))
     if (missing := missing_directory(settings.capture.store)) is not None:
         raise UserError(f"{file}: capture.store: no directory {missing}; create it, or name another place")
+    try:
+        read_token(settings.admin.token_file)
+    except SettingsError as error:
+        raise UserError(f"{file}: {error}") from None
     count = len(settings.listeners)
     print(f"{file}: ok, {count} listener{'' if count == 1 else 's'}")
 
