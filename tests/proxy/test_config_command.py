@@ -21,7 +21,8 @@ LISTENERS = "listeners: [{listen: '127.0.0.1:0', upstream: '127.0.0.1:1'}]\n"
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     """Settings with some values of their own, and secrets in files that they name."""
-    (tmp_path / "token").write_text("THE-TOKEN")
+    (tmp_path / "token").write_text("THE-TOKEN-OF-THE-ADMIN")
+    (tmp_path / "token").chmod(0o600)
     path = tmp_path / "s.yaml"
     path.write_text(
         f"{LISTENERS}relay: {{connect_timeout: 2.5}}\nadmin: {{token_file: '{tmp_path}/token'}}\n"
@@ -40,6 +41,7 @@ def test_check_is_one_line(file: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("admin: {token_file: /none/token}\n", "admin.token_file: /none/token: No such file or directory"),
         ("relay: {conect_timeout: 1}\n", "relay.conect_timeout: unknown key; did you mean connect_timeout?"),
         ("tap: {buffer_bytes: 1}\n", "tap.buffer_bytes: expected `int` >= 1048576"),
         ("capture: {limits: {store_bytes: -1}}\n", "capture.limits.store_bytes: expected `int` >= 0"),
