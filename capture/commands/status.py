@@ -82,7 +82,10 @@ def _ask(admin: str, token_file: Path | None) -> dict[str, Any]:
 
 
 def _token(path: Path) -> str:
-    return path.read_text().strip()
+    token = path.read_bytes().strip()
+    if not token.isascii() or not token.decode().isprintable():
+        raise UserError(f"--token-file {path}: a token is one line of printable ASCII")
+    return token.decode()
 
 
 def _print(document: dict[str, Any], findings: list[Finding]) -> None:

@@ -29,6 +29,10 @@ from proxy.settings import Admin as AdminSettings
 from proxy.sidecar import Sidecar
 
 log = logging.getLogger("supervisor")
+#: aiohttp's own lines quote what it could not read: a header with a token in it, for one. The answer tells the client.
+_SILENT: Final = logging.getLogger("warmtap.admin.http")
+_SILENT.addHandler(logging.NullHandler())
+_SILENT.propagate = False
 
 #: Seconds for which what was read of the store is shown again.
 STORE_SECONDS: Final = 5.0
@@ -173,6 +177,8 @@ class AdminServer:
             return _error(400, f"missing: {', '.join(missing)}; ?format=tfrecord&model=NAME")
         if unknown := sorted(set(query) - {"format", "model", "model_version", "limit"}):
             return _error(400, f"unknown: {', '.join(unknown)}")
+        if any("\0" in value for value in query.values()):
+            return _error(400, "a value holds a NUL byte")
         if self._exporting.locked():
             return _error(429, "an export is running")
         async with self._exporting:
@@ -253,7 +259,9 @@ class Admin:
     async def serve(self, sidecar: Sidecar) -> AsyncIterator[None]:
         """Listen while the context lasts. Raises OSError where it cannot."""
         app = AdminServer(sidecar, self._gate).application()
-        runner = web.AppRunner(app, access_log=None, handle_signals=False, keepalive_timeout=15.0, shutdown_timeout=1.0)
+        runner = web.AppRunner(
+            app, access_log=None, logger=_SILENT, handle_signals=False, keepalive_timeout=15.0, shutdown_timeout=1.0
+        )
         await runner.setup()
         try:
             await web.TCPSite(runner, self._where.host, self._where.port, reuse_address=True).start()
