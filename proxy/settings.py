@@ -71,8 +71,10 @@ class Listener(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     )
     service: Annotated[str, Meta(description="EAS service name, where the path does not tell it")] = ""
     version: Annotated[str, Meta(description="model version, where neither request nor response tells it (EAS)")] = ""
-    tls: Annotated[ListenTls | None, Meta(description="TLS towards clients; without it bytes pass as they are")] = None
-    upstream_tls: Annotated[UpstreamTls | None, Meta(description="TLS towards the model server")] = None
+    tls: Annotated[ListenTls | None, Meta(description="TLS towards clients: not supported yet, and refused")] = None
+    upstream_tls: Annotated[
+        UpstreamTls | None, Meta(description="TLS towards the model server: not supported yet, and refused")
+    ] = None
     socket_mode: Annotated[
         str, Meta(pattern="^0?[0-7]{3}$", description="permissions of a Unix listener, in octal digits")
     ] = "0600"

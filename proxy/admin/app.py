@@ -36,6 +36,8 @@ _SILENT.propagate = False
 
 #: Seconds for which what was read of the store is shown again.
 STORE_SECONDS: Final = 5.0
+#: Seconds that a reading may take before it is done without.
+STORE_PATIENCE: Final = 3.0
 #: Seconds that an export may take.
 EXPORT_SECONDS: Final = 300.0
 #: Bytes of a request's body: nobody sends one.
@@ -89,7 +91,9 @@ class AdminServer:
         if loop.time() - self._store_at > STORE_SECONDS:
             if self._reading is None or self._reading.done():
                 self._reading = loop.create_task(asyncio.to_thread(store_facts, self._sidecar.settings.capture.store))
-            self._store = await asyncio.shield(self._reading)
+            done, _ = await asyncio.wait({self._reading}, timeout=STORE_PATIENCE)
+            # A disk that hangs must not take health and metrics with it.
+            self._store = self._reading.result() if done else StoreFacts(error="the store does not answer in time")
             # A store that is about to be made is there in a moment.
             self._store_at = loop.time() if not self._store.error else float("-inf")
         return self._store

@@ -16,7 +16,7 @@ from tests.support.net_http import Load
 
 pytestmark = pytest.mark.server
 SECONDS = float(os.environ.get("SOAK_SECONDS", "30"))
-#: Bytes a minute that a slope may be, over the second half of the run: a leak of one kilobyte a connection would be tens
+#: Bytes a minute that a slope may be, over the second half of the run: one kilobyte leaked a connection would be tens
 #: of megabytes. In a short run the allocator's steps are larger than that; it may grow by so many bytes in all.
 SLOPE = 1 << 20
 STEP = 8 << 20
