@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 EAS_VENV := .venv-eas
+JS := tests/clients/js
 BIN := $(VENV)/bin
 PIP_QUIET := --quiet --disable-pip-version-check
 
@@ -22,7 +23,7 @@ help:
 	@echo "make schema  regenerate capture/schema/descriptors.binpb"
 	@echo "make requirements  pin anew what requirements/ holds"
 
-setup: $(VENV)/.installed $(EAS_VENV)/.installed
+setup: $(VENV)/.installed $(EAS_VENV)/.installed $(JS)/node_modules/.installed
 
 $(VENV)/.installed: requirements/dev.txt pyproject.toml
 	@echo "setting up $(VENV) (TensorFlow is some 600 MB: about a minute)"
@@ -30,6 +31,11 @@ $(VENV)/.installed: requirements/dev.txt pyproject.toml
 	@$(BIN)/python -m pip install $(PIP_QUIET) -r requirements/dev.txt
 	@$(BIN)/python -m pip install $(PIP_QUIET) --no-deps --editable .
 	@touch $@
+
+# The real grpc-js. Where node is missing its test is skipped, and says so.
+$(JS)/node_modules/.installed: $(JS)/package-lock.json
+	@if command -v npm >/dev/null; then npm ci --prefix $(JS) --ignore-scripts --no-audit --no-fund --silent && touch $@; \
+	  else echo "npm is missing: the test with grpc-js is skipped"; fi
 
 # The real EAS SDK needs a protobuf that TensorFlow cannot live with.
 $(EAS_VENV)/.installed: tests/clients/eas/requirements.txt
@@ -106,4 +112,4 @@ requirements:
 	$(PIN) tests/clients/eas/requirements.in -o tests/clients/eas/requirements.txt
 
 clean:
-	rm -rf $(VENV) $(EAS_VENV) $(FUZZ_VENV) demo-out bench-out faults-out fuzz-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(EAS_VENV) $(FUZZ_VENV) $(JS)/node_modules demo-out bench-out faults-out fuzz-out .pytest_cache .mypy_cache .ruff_cache .hypothesis

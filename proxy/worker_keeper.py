@@ -188,10 +188,12 @@ class WorkerKeeper:
 
     async def _run_here(self) -> None:
         loop = asyncio.get_running_loop()
-        self._ready_before = self._counters.snapshot()["worker_ready"]
-        if self._held is not None and not self._held.serves_another():
+        counts = self._counters.snapshot()
+        began, frames = counts["worker_ready"] > self._ready_before, counts["tap_frames"]
+        self._ready_before = counts["worker_ready"]
+        if self._held is not None and not self._held.serves_another(frames, began):
             self._end_held()
-        held, fresh = self._held or WorkerTap(), self._held is None
+        held, fresh = self._held or WorkerTap(frames), self._held is None
         fds = {**held.worker_fds(), "counters": self._counters.fd, "config": self._config()}
         try:
             child = await Child.start(

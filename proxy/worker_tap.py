@@ -23,7 +23,9 @@ MAX_DEATHS: Final = 2
 class WorkerTap:
     """One tap. The relay's end is given away, the worker's end lent to one worker after the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, frames_read: int) -> None:
+        """``frames_read``: the counter ``tap_frames`` now, before anybody reads of this tap."""
+        self._frames_before = frames_read
         #: The relay's end, to be given away and closed by whoever made this.
         self.relay_end, self._worker_end = socket.socketpair()
         self._state = FlowState.create() if can_hold(self._worker_end) else None
@@ -37,12 +39,15 @@ class WorkerTap:
             fds["state"] = self._state.fd
         return fds
 
-    def serves_another(self) -> bool:
-        """A worker has ended: whether the next one can read on. False where nobody writes to the tap any more, where
+    def serves_another(self, frames_read: int, began: bool) -> bool:
+        """A worker has ended, with the counter ``tap_frames`` at ``frames_read``; ``began``: it had
+        begun to read. Whether the next one can read on. False where nobody writes to the tap any more, where
         the kernel cannot, or where workers die of what it holds."""
         state = self._state
-        if state is None or not state.used:
+        if state is None:
             return False
+        if not state.used and frames_read != self._frames_before:
+            return False  # a worker that reads without saying where it stands
         poll = select.poll()
         poll.register(self._worker_end, 0)
         if poll.poll(0):  # POLLHUP: the relay has closed its end
@@ -50,7 +55,8 @@ class WorkerTap:
         if state.recorded != self._recorded:
             self._deaths = 0
         self._recorded = state.recorded
-        self._deaths += state.interrupted
+        # One that died while it started had nothing to do with the piece that its predecessor left.
+        self._deaths += began and state.interrupted
         return self._deaths < MAX_DEATHS
 
     def close(self) -> None:

@@ -3,8 +3,11 @@ was missed is said."""
 
 from __future__ import annotations
 
+import base64
 import os
+import shutil
 import signal
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +21,11 @@ from tests.e2e.conftest import SERVICE, Front, front
 from tests.support.net_sidecar import balanced
 from tests.support.tf_host import HostProcess
 from tests.support.tf_requests import DT_FLOAT, predict_request, tensor
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.server
 
+JS = Path(__file__).parents[1] / "clients" / "js"
 SUM = "Predict edge/serving_default (x) -> (sum)"
 DOUBLE = "Predict edge/serving_default (x) -> (double)"
 
@@ -176,6 +180,63 @@ def test_a_channel_that_stays_open_across_kills_is_read_on(edge_host: HostProces
     assert (now["requests_missed"], now["flows_unsynced"], now["tap_lost_client_bytes"]) == (0, 0, 0)
     assert lines(place) == {SUM, DOUBLE}
     # A wrong body would not be one of those that were sent.
+    assert stored_bodies(place) <= {*sent, grpc_body(["double"])}
+
+
+class JsChannel:
+    """A real grpc-js client with one channel, in a process of its own."""
+
+    def __init__(self, target: str) -> None:
+        node = shutil.which("node")
+        if node is None or not (JS / "node_modules").is_dir():
+            pytest.skip("node is missing, or `make setup` has not installed tests/clients/js")
+        self._process = subprocess.Popen(
+            [node, str(JS / "client.js"), target], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def send(self, body: bytes, path: str = "/tensorflow.serving.PredictionService/Predict") -> int:
+        """The status code of one call."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{path} {base64.b64encode(body).decode()}\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def __enter__(self) -> JsChannel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate(timeout=PATIENCE)
+
+
+def test_a_grpc_js_channel_that_stays_open_across_kills_is_read_on(edge_host: HostProcess, tmp_path: Path) -> None:
+    """Its encoder changes the header table with every call. Calls of another method are not taken for them."""
+    place = front(edge_host, tmp_path)
+    kills, calls = 4, 40
+    other = "/tensorflow.serving.PredictionService/GetModelMetadata"
+    with place.sidecar, JsChannel(place.grpc) as channel:
+        sent = [grpc_body(["sum"], rows=1 + number) for number in range(kills * calls)]
+        others = 0
+        for number, body in enumerate(sent):
+            assert channel.send(body) == 0
+            if number % 5 == 0:
+                # Its body would parse as a PredictRequest, of an input that no Predict ever had.
+                channel.send(grpc_body(["never"]), other)
+                others += 1
+            if number % calls == calls // 2:
+                start = 1 + number // calls
+                place.wait_observed(1)
+                os.kill(place.sidecar.pid("worker", start), signal.SIGKILL)
+                place.sidecar.pid("worker", start + 1)
+        assert channel.send(grpc_body(["double"])) == 0
+        until(lambda: DOUBLE in lines(place), "a signature that was first sent behind the kills")
+        until(lambda: balanced(place.counters.snapshot()), "every byte seen or counted as lost")
+        now = place.counters.snapshot()
+    assert now["requests_lost"] <= kills
+    assert now["requests_observed"] + now["requests_lost"] == len(sent) + others + 1
+    assert (now["requests_missed"], now["flows_unsynced"], now["tap_lost_client_bytes"]) == (0, 0, 0)
+    # A wrong path would be another signature, a wrong body none of those that were sent.
+    assert lines(place) == {SUM, DOUBLE}
     assert stored_bodies(place) <= {*sent, grpc_body(["double"])}
 
 
