@@ -33,7 +33,7 @@ from capture.pipeline import Pipeline, drop_requests
 from capture.shedding import shed_share
 from capture.store.base import Store, StoreError, open_store
 from capture.store_writer import StoreWriter
-from capture.tap import TapError, TapReader
+from capture.tap import Frame, TapError, TapReader
 from capture.worker_memory import (
     limit_address_space,
     offer_to_the_oom_killer,
@@ -63,6 +63,10 @@ RESERVE_BYTES: Final = 1 << 20
 def say(level: int, what: str, **fields: object) -> None:
     """One log line. Never a payload, never a credential."""
     log.log(level, what, extra={"fields": fields})
+
+
+#: Frames between two looks at the clock.
+SLICE_FRAMES = 64
 
 
 class Worker:
@@ -139,7 +143,7 @@ class Worker:
                 try:
                     frames = self._reader.read()
                     if frames is not None:
-                        self._pipeline.feed(frames)
+                        self._feed(frames)
                         if self._held:
                             self._held.commit(self._pipeline)
                 except TapError as error:
@@ -160,6 +164,17 @@ class Worker:
             self._held.flush()
         return self._close(status)
 
+    def _feed(self, frames: list[Frame]) -> None:
+        """One piece, looking in between at how far behind this falls: a piece may be hundreds of requests."""
+        for at in range(0, len(frames), SLICE_FRAMES):
+            if at:
+                self._pace(time.monotonic())
+            self._pipeline.feed(frames[at : at + SLICE_FRAMES])
+
+    def _pace(self, now: float) -> None:
+        self._lag = max(0.0, now - (self._pipeline.monotonic or now))
+        self._pipeline.shed = shed_share(self._lag, self._config.shed_lag, self._tap_fill())
+
     def _close(self, status: int) -> int:
         self._flush()
         if not self._writer.stop(WORKER_CLOSE_SECONDS):
@@ -177,9 +192,9 @@ class Worker:
             self._writer.stop(0)  # counts what is dropped
             raise self._writer.error
         now = time.monotonic()
-        # The clock of the batch that is being read; nothing to read means that all was.
-        self._lag = 0.0 if caught_up else max(0.0, now - (self._pipeline.monotonic or now))
-        self._pipeline.shed = shed_share(self._lag, self._config.shed_lag, self._tap_fill())
+        self._pace(now)
+        if caught_up:  # nothing to read means that all was
+            self._lag = self._pipeline.shed = 0.0
         if now - self._gauged_at > GAUGE_INTERVAL or caught_up:
             self._gauged_at = now
             self._gauge()

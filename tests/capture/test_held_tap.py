@@ -22,6 +22,7 @@ from capture.held_tap import can_hold
 from tests.support.tap_frames import Frame, encode, hello, time_frame
 from tests.support.waiting import until
 
+KILLS = 12
 ROOT = Path(__file__).resolve().parents[2]
 
 #: Keeps of the stream only a running digest and its length, in the place of the pipeline's clocks and flows.
@@ -68,7 +69,17 @@ def test_every_byte_is_read_once_however_often_the_reader_is_killed() -> None:
         frames += [time_frame(1.0), (tap.CLIENT, 1, at, payload)]
         at += len(payload)
         whole += payload
-    sender = threading.Thread(target=ours.sendall, args=(encode(frames),))
+    stream = encode(frames)
+    part = len(stream) // (KILLS + 1) + 1
+    gate = threading.Semaphore(0)
+
+    def send() -> None:
+        # A part for each kill: however slow the machine is, something is left to read at the last.
+        for begin in range(0, len(stream), part):
+            gate.acquire()
+            ours.sendall(stream[begin : begin + part])
+
+    sender = threading.Thread(target=send)
     fds = (theirs.fileno(), state.fd, counters.fd)
 
     def start() -> subprocess.Popen[str]:
@@ -82,29 +93,29 @@ def test_every_byte_is_read_once_however_often_the_reader_is_killed() -> None:
     sender.start()
     kills = 0
     process = start()
-    while kills < 12:
+    while kills < KILLS:
         # So many pieces later, at whatever it is then about.
         goal = state.recorded + draw.randrange(1, 6)
-        until(_is_past(state, goal, sender), "progress")
-        assert sender.is_alive(), "sent all before the last kill"
+        gate.release()
+        until(_is_past(state, goal), "progress")
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
         kills += 1
         process = start()
+    gate.release()
     sender.join()
     ours.close()
     out, _ = process.communicate(timeout=60)
     theirs.close()
 
     assert out.split() == [str(zlib.crc32(whole)), str(len(whole))]
-    assert kills == 12
     now = counters.snapshot()
     assert (now["tap_frames"], now["tap_client_bytes"]) == (len(frames), len(whole))
 
 
-def _is_past(state: FlowState, goal: int, sender: threading.Thread) -> Callable[[], bool]:
-    return lambda: state.recorded >= goal or not sender.is_alive()
+def _is_past(state: FlowState, goal: int) -> Callable[[], bool]:
+    return lambda: state.recorded >= goal
 
 
 def test_a_record_is_there_or_not_and_a_whole_one_replaces_all() -> None:
