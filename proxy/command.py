@@ -131,14 +131,16 @@ def run(
             listening.append(found or Listening.bind(where, int(listener.socket_mode, 8)))
         except OSError as error:
             for one in listening:
-                one.close(remove=predecessor is None)
+                one.close(remove=True)
             fail(f"cannot listen on {listener.listen}: {error.strerror or error}", 1)
     if predecessor is not None:
         predecessor.close_rest()
     elsewhere: WorkerSocket | None = None
     if path := settings.capture.worker_socket:
+        elsewhere = WorkerSocket(path)
         try:
-            elsewhere = WorkerSocket(path)
+            if predecessor is None:
+                elsewhere.listen()
         except OSError as error:
             fail(f"cannot listen on capture.worker_socket {path}: {error.strerror or error}", 1)
     sink = LineSink()

@@ -25,13 +25,14 @@ _SUFFIX = 12
 class Listening:
     """One bound and listening socket. ``address`` is the one asked for."""
 
-    def __init__(self, address: Address, sock: socket.socket) -> None:
-        """Of a socket that listens already, such as a predecessor's."""
+    def __init__(self, address: Address, sock: socket.socket, *, borrowed: bool = False) -> None:
+        """Of a socket that listens already. ``borrowed``: a predecessor still serves on it, and the name is its."""
         self.address = address
         self.sock = sock
         #: ``host:port`` that the kernel gave, or ``unix:/path``.
         self.name = str(address if address.path else Address(*sock.getsockname()[:2]))
         self.refusing = False
+        self.borrowed = borrowed
         self._identity = _identity(address.path) if address.path else None
 
     @classmethod
@@ -78,7 +79,7 @@ class Listening:
     def close(self, *, remove: bool) -> None:
         """Close this process's descriptor. ``remove``: and take the name of a Unix socket away, if it is still ours."""
         self.sock.close()
-        if remove and self.address.path:
+        if remove and self.address.path and not self.borrowed:
             for path in (self.address.path, _hidden(self.address.path)):
                 with contextlib.suppress(OSError):
                     if self._identity is not None and _identity(path) == self._identity:

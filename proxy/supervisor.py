@@ -227,9 +227,11 @@ class Supervisor:
                 await self._predecessor.taken()
             except TakeOverError as error:
                 log.error("not taken over", extra={"fields": {"error": error}})
-                self._handed_over = True  # the sockets are still the other's
                 return 1
+            for one in self._listening:
+                one.borrowed = False
             log.info("taken over")
+            self._listen_for_workers()
         async with contextlib.AsyncExitStack() as stack:
             if self._admin is not None and not await self._serve_admin(stack, self._admin):
                 return 1
@@ -251,6 +253,14 @@ class Supervisor:
             log.info("a successor has taken over")
             return 0
         raise AssertionError("unreachable")
+
+    def _listen_for_workers(self) -> None:
+        """The predecessor's workers stay with it until it ends."""
+        if self._elsewhere is not None:
+            try:
+                self._elsewhere.listen()
+            except OSError as error:
+                log.error("capture.worker_socket cannot be used", extra={"fields": {"error": error}})
 
     async def _serve_admin(self, stack: contextlib.AsyncExitStack, admin: Admin) -> bool:
         """False where it cannot listen and was asked to: a start without it is a mistake. A successor has the clients
@@ -311,6 +321,8 @@ class Supervisor:
         while followed:
             for number in followed:
                 failure = await self._probes[number].failure()
+                if failure and self._probes[number].silent:
+                    continue  # it may be busy: no reason to refuse, and none to accept again
                 if failure and number not in self._orders.refused:
                     self._refuse(number, failure)
                 elif not failure and number in self._orders.refused:

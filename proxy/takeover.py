@@ -36,6 +36,8 @@ MAX_MESSAGE: Final = 65536
 MAX_LISTENERS: Final = 253
 #: Seconds that a predecessor has to answer, beyond what draining takes it.
 ANSWER_SECONDS: Final = 10.0
+#: Seconds between attempts to accept when no descriptor is free.
+_RETRY: Final = 1.0
 #: Seconds that a successor may take to become ready.
 READY_SECONDS: Final = 60.0
 
@@ -94,7 +96,7 @@ class Predecessor:
             return None
         for name in [name for name, other in self._sockets.items() if other is sock]:
             del self._sockets[name]
-        return Listening(address, sock)
+        return Listening(address, sock, borrowed=True)
 
     def close_rest(self) -> None:
         """Close what nobody asked for: the predecessor is then the last who holds it."""
@@ -135,7 +137,12 @@ class TakeOverSocket:
         """Until a successor has taken over: then ``let_go`` was awaited."""
         loop = asyncio.get_running_loop()
         while True:
-            link, _ = await loop.sock_accept(self._sock)
+            try:
+                link, _ = await loop.sock_accept(self._sock)
+            except OSError as error:
+                log.error("cannot accept a successor", extra={"fields": {"error": error}})
+                await asyncio.sleep(_RETRY)
+                continue
             with link:
                 if (user := peer_user(link)) != os.geteuid():
                     log.error("a successor of another user was turned away", extra={"fields": {"user": user}})

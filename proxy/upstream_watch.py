@@ -18,6 +18,8 @@ class Probe:
 
     def __init__(self, address: Address) -> None:
         self.address = address
+        #: The last failure was silence, no refusal: a busy server whose backlog is full is silent as well.
+        self.silent = False
         self._known = ""
         self._asked_at = float("-inf")
         self._asking: asyncio.Task[str] | None = None
@@ -34,6 +36,7 @@ class Probe:
 
     async def _ask(self) -> str:
         loop = asyncio.get_running_loop()
+        silent = False
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 if self.address.path:
@@ -43,10 +46,12 @@ class Probe:
             transport.abort()
             self._known = ""
         except TimeoutError:
+            silent = True
             self._known = f"no connection within {CONNECT_SECONDS:g} s"
         except BlockingIOError:  # a Unix socket whose backlog is full: somebody listens
             self._known = ""
         except (OSError, UnicodeError) as error:
             self._known = getattr(error, "strerror", None) or str(error)
+        self.silent = silent
         self._asked_at = loop.time()
         return self._known

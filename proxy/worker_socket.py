@@ -63,13 +63,23 @@ class WorkerSocket:
     """Accepts workers; pairs ask for the next one."""
 
     def __init__(self, path: str) -> None:
-        """Raises OSError."""
         self._path = path
-        self._sock = listen_private(path)
+        self._sock: socket.socket | None = None
+        self._inode = (0, 0)
+        self._open = asyncio.Event()
+
+    def listen(self) -> None:
+        """Workers find it from now on; a successor does this when it has taken over. Raises OSError."""
+        self._sock = listen_private(self._path)
+        found = os.lstat(self._path)
+        self._inode = found.st_dev, found.st_ino
+        self._open.set()
 
     async def next(self) -> socket.socket:
         """A worker that has connected and is still there."""
         loop = asyncio.get_running_loop()
+        await self._open.wait()
+        assert self._sock is not None
         while True:
             try:
                 link, _ = await loop.sock_accept(self._sock)
@@ -100,7 +110,11 @@ class WorkerSocket:
                 pass
 
     def close(self) -> None:
-        """Nobody connects any more."""
+        """Nobody connects any more. The name is taken away if it is still ours: a successor puts its own there."""
+        if self._sock is None:
+            return
         self._sock.close()
         with contextlib.suppress(OSError):
-            os.unlink(self._path)
+            found = os.lstat(self._path)
+            if (found.st_dev, found.st_ino) == self._inode:
+                os.unlink(self._path)
