@@ -39,7 +39,7 @@ class RelayThread:
         self._loop = LOOPS[loop]()
         self.errors: list[dict[str, Any]] = []
         self._loop.set_exception_handler(lambda _, context: self.errors.append(context))
-        self.tap = TapWriter(self._loop, self.counters.slots, max_bytes=tap_bytes)
+        self.tap = TapWriter(self._loop, self.counters.slots, max_bytes=tap_bytes, max_frames=1 << 20)
         self.relay = Relay(
             self._loop,
             self.tap,
