@@ -51,18 +51,21 @@ def silent_server() -> Iterator[str]:
 
 def send(port: int, data: bytes) -> socket.socket:
     sock = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
-    sock.sendall(data)
+    try:
+        sock.sendall(data)
+    except OSError:
+        sock.close()
+        raise
     return sock
 
 
 def refused_by(port: int) -> bool:
     """Whether the connection is reset before a byte was read."""
-    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as sock:
-        try:
-            sock.sendall(REQUEST)
-        except ConnectionError:
-            return True
-        return receive_until_end(sock) == (b"", False)
+    try:
+        with send(port, REQUEST) as sock:
+            return receive_until_end(sock) == (b"", False)
+    except ConnectionError:
+        return True
 
 
 REQUEST = b"POST /x HTTP/1.1\r\nHost: m\r\nContent-Length: 1000\r\n\r\n"
