@@ -14,7 +14,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from proxy.relay import RESERVED_DESCRIPTORS
 from tests.faults.conftest import Start
+from tests.support.few_descriptors import LIMIT
 from tests.support.net_http import echo_server
 from tests.support.net_relay import receive_until_end, reset, server
 from tests.support.waiting import PATIENCE, until
@@ -191,6 +193,41 @@ def test_ten_thousand_idle_connections(start: Start) -> None:
             assert front.count("flows_closed_limit") == 0
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_storm_of_connections_is_accepted(start: Start) -> None:
+    with silent_server() as silent, contextlib.ExitStack() as stack:
+        front = start(upstreams=(silent,))
+        with front.unharmed():
+            for _ in range(2000):
+                sock = stack.enter_context(socket.socket())
+                sock.setblocking(False)
+                sock.connect_ex(("127.0.0.1", front.ports[1]))
+            until(lambda: front.count("flows_opened") >= 2000, "all connections")
+        assert front.count("flows_closed_connect_failed") == front.count("flows_closed_connect_timeout") == 0
+
+
+def test_descriptors_never_run_out(start: Start) -> None:
+    """Beyond what two descriptors each allow a client is accepted and reset; the others go on."""
+    fit = (LIMIT - RESERVED_DESCRIPTORS) // 2
+    with silent_server() as silent, contextlib.ExitStack() as stack:
+        front = start("tests.support.few_descriptors", upstreams=(silent,))
+        with front.unharmed():
+            # Room is left for the clients beside.
+            for _ in range(fit - 10):
+                stack.enter_context(socket.create_connection(("127.0.0.1", front.ports[1]), timeout=PATIENCE))
+            until(lambda: front.count("flows_open") >= fit - 10)
+        over = [stack.enter_context(socket.socket()) for _ in range(100)]
+        for sock in over:
+            sock.settimeout(PATIENCE)
+            with contextlib.suppress(ConnectionError):
+                sock.connect(("127.0.0.1", front.ports[1]))
+        until(lambda: front.count("flows_closed_limit") >= 90, "resets")
+        assert front.count("flows_open") <= fit
+        stack.close()
+        until(lambda: front.count("flows_open") == 0, "the end of all flows")
+        front.captures()
+        assert front.count("relay_starts") == 1
 
 
 def resident(pid: int) -> int:
