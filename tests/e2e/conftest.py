@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from capture.counters import Counters
@@ -62,11 +63,18 @@ class Front:
         until(lambda: self.count("requests_observed") >= requests, f"{requests} requests observed")
 
 
-def front(host: HostProcess, directory: Path, module: str = "proxy.command") -> Front:
-    """Start a sidecar in front of a host's two protocols; the caller leaves ``sidecar`` as a context."""
+def front(host: HostProcess, directory: Path, module: str = "proxy.command", *, sheds: bool = True) -> Front:
+    """Start a sidecar in front of a host's two protocols; the caller leaves ``sidecar`` as a context. ``sheds`` False:
+    where every request counts, and the machine may be so slow that a worker that starts is behind."""
     path = directory / "warmtap.sqlite"
-    pairs = [word for one in (host.grpc, host.eas) for word in ("--listen", "127.0.0.1:0", "--upstream", one)]
-    sidecar = Sidecar(*pairs, "--store", str(path), cwd=directory, module=module)
+    settings = {
+        "listeners": [{"listen": "127.0.0.1:0", "upstream": one} for one in (host.grpc, host.eas)],
+        "capture": {"store": str(path), **({} if sheds else {"shed_lag": 0})},
+        "relay": {"drain_delay": 0},
+        "admin": {"listen": ""},
+    }
+    (directory / "settings.yaml").write_bytes(msgspec.yaml.encode(settings))
+    sidecar = Sidecar("--config", str(directory / "settings.yaml"), cwd=directory, module=module)
     grpc_port, eas_port = sidecar.ready()
     return Front(sidecar, f"127.0.0.1:{grpc_port}", f"127.0.0.1:{eas_port}", path)
 

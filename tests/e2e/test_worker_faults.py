@@ -159,7 +159,7 @@ def test_a_stopped_worker_costs_bytes_not_requests_and_the_channel_is_read_again
 
 def test_a_channel_that_stays_open_across_kills_is_read_on(edge_host: HostProcess, tmp_path: Path) -> None:
     """A warm grpcio channel names its path by an index into a table that only the dead worker had seen being built."""
-    place = front(edge_host, tmp_path)
+    place = front(edge_host, tmp_path, sheds=False)
     kills, calls = 4, 40
     with place.sidecar, TFServingSender(place.grpc, 60) as sender:
         sent = [grpc_body(["sum"], rows=1 + number) for number in range(kills * calls)]
@@ -211,7 +211,7 @@ class JsChannel:
 
 def test_a_grpc_js_channel_that_stays_open_across_kills_is_read_on(edge_host: HostProcess, tmp_path: Path) -> None:
     """Its encoder changes the header table with every call. Calls of another method are not taken for them."""
-    place = front(edge_host, tmp_path)
+    place = front(edge_host, tmp_path, sheds=False)
     kills, calls = 4, 40
     other = "/tensorflow.serving.PredictionService/GetModelMetadata"
     with place.sidecar, JsChannel(place.grpc) as channel:
