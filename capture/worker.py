@@ -306,7 +306,9 @@ def work(handed: Handed, *, store: str = "", stop: Sequence[int] = ()) -> int:
 
 
 def prepare() -> int:
-    """Make this process a worker: its log, its memory, its signals. A descriptor that can be read once SIGTERM came."""
+    """Make this process a worker: its log, its memory, its signals. A descriptor that can be read once SIGTERM came,
+    never where the parent has it ignored: a supervisor decides by itself when its worker ends, and an init system
+    signals the whole group."""
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter("worker"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -316,7 +318,8 @@ def prepare() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     told, tell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(tell)
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, lambda *_: None)
     return told
 
 

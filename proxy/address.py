@@ -39,6 +39,27 @@ class Address(NamedTuple):
         except ValueError:
             return False
 
+    def accepts(self, other: Address) -> bool:
+        """Whether a socket that listens here would accept what connects there, as far as that can be told without a
+        name service."""
+        if self.path or other.path or self.port != other.port:
+            return self == other
+        here, there = _numbers(self.host), _numbers(other.host)
+        if not here or not there:
+            return self.host == other.host
+        if any(one.is_unspecified for one in here):
+            return any(one.is_loopback or one.is_unspecified for one in there)
+        # Who connects to "any address" connects to the loopback one.
+        return bool(here & there) or (self.loopback and any(one.is_unspecified for one in there))
+
+
+def _numbers(host: str) -> set[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """Empty for a name other than localhost."""
+    try:
+        return {ipaddress.ip_address(one) for one in (("127.0.0.1", "::1") if host == "localhost" else (host,))}
+    except ValueError:
+        return set()
+
 
 def parse(text: str, *, lowest_port: int = 1) -> Address:
     """Read an address. ``lowest_port`` 0 allows "any free port". Raises ValueError with the reason and the remedy."""

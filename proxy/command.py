@@ -87,9 +87,11 @@ def read_settings(
 ) -> Settings:
     """Settings from the command line or a file. Raises SettingsError."""
     if config is not None:
-        if listen or upstream or store or allow_shared_store:
+        if listen or upstream or store is not None or allow_shared_store:
             raise SettingsError("--config stands alone: put the other options into the file")
         return load(config)
+    if store == "":
+        raise SettingsError("--store is empty: name a file, or leave it out")
     if not listen:
         raise SettingsError("nothing to do: give --listen and --upstream, or --config FILE.yaml")
     if len(listen) != len(upstream):
@@ -97,7 +99,7 @@ def read_settings(
     pairs = zip(listen, upstream, strict=True)
     settings = Settings(
         listeners=tuple(Listener(listen=one, upstream=other) for one, other in pairs),
-        capture=Capture(store=store or DEFAULT_STORE, allow_shared_store=allow_shared_store),
+        capture=Capture(store=DEFAULT_STORE if store is None else store, allow_shared_store=allow_shared_store),
     )
     check(settings)
     return settings

@@ -19,7 +19,11 @@ from proxy import address
 from proxy.flow import Deadlines, KeepAlive
 
 LogLevel = Literal["debug", "info", "warning", "error"]
-Seconds = Annotated[float, Meta(ge=0)]
+#: Ten years. "Never" is 0: infinity is no number that the processes could be told.
+LONGEST_SECONDS: Final = 315_360_000.0
+Seconds = Annotated[float, Meta(ge=0, le=LONGEST_SECONDS)]
+#: The kernel takes TCP_USER_TIMEOUT as milliseconds in an int.
+LONGEST_USER_TIMEOUT: Final = 2_147_483.0
 #: A worker with nothing to do takes 48 MB of address space; below this it might not even start.
 LOWEST_MEMORY_BYTES: Final = 128 << 20
 DEFAULT_STORE = "warmtap.sqlite"
@@ -109,7 +113,12 @@ class Relay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         int, Meta(ge=1, le=32767, description="seconds between probes; five unanswered end the connection")
     ] = KeepAlive().interval
     tcp_user_timeout: Annotated[
-        Seconds, Meta(description="seconds that sent data may stay unacknowledged, or a peer refuse to read")
+        float,
+        Meta(
+            ge=0,
+            le=LONGEST_USER_TIMEOUT,
+            description="seconds that sent data may stay unacknowledged, or a peer refuse to read",
+        ),
     ] = KeepAlive().user_timeout
     max_connections: Annotated[
         int, Meta(ge=0, description="clients at once, over all listeners; 0 is what the descriptor limit allows")
@@ -163,12 +172,18 @@ class Capture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Seconds, Meta(description="seconds after which what is not seen is deleted; 0 keeps it for ever")
     ] = 30 * 86400.0
     flush_interval: Annotated[
-        float, Meta(gt=0, description="seconds between two writes of counted hits; a new signature is written at once")
+        float,
+        Meta(
+            gt=0,
+            le=LONGEST_SECONDS,
+            description="seconds between two writes of counted hits; a new signature is written at once",
+        ),
     ] = 1.0
     memory_bytes: Annotated[
         int,
         Meta(
             ge=0,
+            le=1 << 62,
             description="address space of the capture worker, in bytes; it is started anew when 80 % are resident; 0 "
             "is no limit",
         ),
@@ -279,7 +294,7 @@ def check(settings: Settings) -> None:
             upstream = address.parse(listener.upstream)
         except ValueError as error:
             raise SettingsError(f"{place}.upstream: {error}") from None
-        if listen == upstream:
+        if listen.accepts(upstream):
             raise SettingsError(f"{place}.upstream: {listener.upstream!r} is the listen address itself")
         if listen.port and listen in seen:
             raise SettingsError(f"{place}.listen: {listener.listen!r} is already taken by {seen[listen]}")

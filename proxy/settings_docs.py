@@ -10,7 +10,7 @@ from msgspec import inspect
 
 from capture.dialects.table import BY_NAME
 from proxy.reload import FIXED, FIXED_LISTENER
-from proxy.settings import Settings
+from proxy.settings import LONGEST_SECONDS, Settings
 
 #: What the head of the page says.
 _HEAD: Final = """\
@@ -92,7 +92,8 @@ def _type(info: inspect.Type) -> str:
         return "text" + (f" like `{info.pattern}`" if info.pattern else "")
     assert isinstance(info, (inspect.IntType, inspect.FloatType)), info
     name = "whole number" if isinstance(info, inspect.IntType) else "number"
-    if info.ge is not None and info.le is not None:
+    # A bound that only keeps out what is no number for the processes is not worth a word.
+    if info.ge is not None and info.le is not None and info.le < LONGEST_SECONDS:
         return f"{name}, {_number(info.ge)} to {_number(info.le)}"
     if info.gt is not None:
         return f"{name} above {_number(info.gt)}"

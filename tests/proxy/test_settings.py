@@ -78,6 +78,22 @@ ONE = {"listen": "127.0.0.1:8500", "upstream": "127.0.0.1:18500"}
             "listeners[0].upstream: ':8500' is the listen address itself",
         ),
         (
+            {"listeners": [ONE | {"listen": "0.0.0.0:1", "upstream": "localhost:1"}]},
+            "listeners[0].upstream: 'localhost:1' is the listen address itself",
+        ),
+        (
+            {"listeners": [ONE], "relay": {"half_closed_timeout": float("inf")}},
+            "relay.half_closed_timeout: expected `float` <= 315360000.0",
+        ),
+        (
+            {"listeners": [ONE], "relay": {"tcp_user_timeout": 3e6}},
+            "relay.tcp_user_timeout: expected `float` <= 2147483.0",
+        ),
+        (
+            {"listeners": [ONE], "capture": {"memory_bytes": 1 << 63}},
+            "capture.memory_bytes: expected `int` <= 4611686018427387904",
+        ),
+        (
             {"listeners": [ONE], "capture": {"memory_bytes": 1 << 20}},
             "capture.memory_bytes: 1048576 is less than a worker needs; give 0 (no limit) or 134217728 and more",
         ),
@@ -169,6 +185,31 @@ def test_an_address_without_host_is_loopback() -> None:
     assert address.parse(":80") == ("127.0.0.1", 80, "")
 
 
+@pytest.mark.parametrize(
+    ("listen", "upstream", "itself"),
+    [
+        ("127.0.0.1:1", "127.0.0.1:1", True),
+        ("localhost:1", "127.0.0.1:1", True),
+        ("[::1]:1", "localhost:1", True),
+        ("0.0.0.0:1", "127.0.0.1:1", True),
+        ("0.0.0.0:1", "0.0.0.0:1", True),
+        ("[::]:1", "127.0.0.2:1", True),
+        ("127.0.0.1:1", "0.0.0.0:1", True),
+        ("unix:/a", "unix:/a", True),
+        # What works is not refused.
+        ("127.0.0.1:1", "127.0.0.2:1", False),
+        ("0.0.0.0:1", "127.0.0.1:2", False),
+        ("0.0.0.0:1", "10.0.0.1:1", False),
+        ("0.0.0.0:1", "model:1", False),
+        ("10.0.0.1:1", "127.0.0.1:1", False),
+        ("0.0.0.0:1", "unix:/a", False),
+    ],
+)
+def test_a_sidecar_that_would_connect_to_itself(listen: str, upstream: str, itself: bool) -> None:
+    """Each connection would make the next one, until no descriptor is left."""
+    assert address.parse(listen).accepts(address.parse(upstream)) is itself
+
+
 @pytest.mark.parametrize("name", ["tls", "upstream_tls"])
 def test_tls_is_refused_and_never_plain_text(tmp_path: Path, name: str) -> None:
     path = tmp_path / "s.yaml"
@@ -176,3 +217,11 @@ def test_tls_is_refused_and_never_plain_text(tmp_path: Path, name: str) -> None:
     path.write_bytes(msgspec.yaml.encode({"listeners": [{"listen": ":1", "upstream": ":2", name: group}]}))
     with pytest.raises(SettingsError, match=rf"listeners\[0\]\.{name}: not supported yet"):
         load(path)
+
+
+def test_a_store_without_a_name_is_not_the_default_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """``--store "$STORE"`` with STORE unset."""
+    with pytest.raises(typer.Exit) as end:
+        command.proxy([":1"], [":2"], store="")
+    assert end.value.exit_code == 2
+    assert capsys.readouterr().err == "capture proxy: --store is empty: name a file, or leave it out\n"

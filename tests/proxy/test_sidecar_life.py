@@ -98,6 +98,20 @@ def test_sigterm_goes_on_accepting_for_the_delay_and_a_second_one_ends_it(tmp_pa
         assert sidecar.process.wait(PATIENCE) == 0
 
 
+def test_a_signal_to_the_whole_group_stops_neither_relay_nor_worker(tmp_path: Path, model: str) -> None:
+    """systemd and Ctrl-C signal every process: they end when the supervisor says so, and see all until then."""
+    with Sidecar("--config", settings(tmp_path, model), cwd=tmp_path) as sidecar:
+        (port,) = sidecar.ready()
+        sidecar.wait_for("msg=reading")
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            for child in ("relay", "worker"):
+                os.kill(sidecar.pid(child), signum)
+        assert ask(port) == 200
+        until(lambda: sidecar.counters().snapshot()["requests_observed"] == 1)
+    starts = [line for line in sidecar.lines if "relay started" in line or "worker started" in line]
+    assert len(starts) == 2, sidecar.lines
+
+
 def test_a_stop_closes_idle_connections_and_waits_for_busy_ones(tmp_path: Path) -> None:
     answer = threading.Event()
 

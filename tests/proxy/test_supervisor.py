@@ -154,12 +154,22 @@ def test_killing_the_relay_refuses_no_connection(tmp_path: Path, model: str) -> 
 
 
 def test_killing_the_supervisor_ends_both_children(tmp_path: Path, model: str) -> None:
+    """PR_SET_PDEATHSIG. They are stopped, or they would end by themselves when they hear no supervisor any more."""
     with Sidecar("--config", settings_file(tmp_path, model), cwd=tmp_path, module=DOUBLE) as sidecar:
         sidecar.ready()
         children = sidecar.pid("relay"), sidecar.pid("worker")
-        sidecar.stop(signal.SIGKILL)
+        until(lambda: sidecar.counters().snapshot()["worker_ready"], "both to run their programs")
         for pid in children:
-            wait_gone(pid)
+            os.kill(pid, signal.SIGSTOP)
+        # Its pipes stay open until they are gone.
+        sidecar.process.kill()
+        try:
+            for pid in children:
+                wait_gone(pid)
+        finally:
+            for pid in children:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def test_a_stop_lets_flows_finish_and_resets_the_rest(tmp_path: Path) -> None:
