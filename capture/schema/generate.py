@@ -9,9 +9,9 @@ from pathlib import Path
 
 from google.protobuf import descriptor_pb2
 
-from capture.schema.messages import DESCRIPTOR_SET
-
 HERE = Path(__file__).parent
+#: Beside capture/schema/messages.py, which cannot be imported while it names a message that is not compiled yet.
+DESCRIPTOR_SET = "descriptors.binpb"
 
 
 def descriptor_set() -> bytes:

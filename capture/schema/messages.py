@@ -27,6 +27,12 @@ def _message(name: str) -> Any:
 
 ModelSpec: Final = _message("warmtap.tfserving.ModelSpec")
 PredictRequest: Final = _message("warmtap.tfserving.PredictRequest")
+Example: Final = _message("warmtap.tfserving.Example")
+ExamplesRequest: Final = _message("warmtap.tfserving.ExamplesRequest")
+ExamplesRequestHead: Final = _message("warmtap.tfserving.ExamplesRequestHead")
+MultiInferenceRequest: Final = _message("warmtap.tfserving.MultiInferenceRequest")
+MultiInferenceRequestHead: Final = _message("warmtap.tfserving.MultiInferenceRequestHead")
+SessionRunRequest: Final = _message("warmtap.tfserving.SessionRunRequest")
 PredictLog: Final = _message("warmtap.tfserving.PredictLog")
 PredictionLog: Final = _message("warmtap.tfserving.PredictionLog")
 TensorShape: Final = _message("warmtap.tfserving.TensorShape")

@@ -120,3 +120,60 @@ def test_a_signature_def_with_defaults_sparse_and_composite_inputs() -> None:
     assert ours.outputs["y"].name == "y:0"
     assert ours.method_name == "tensorflow/serving/predict"
     assert set(ours.defaults) == {"x"}
+
+
+def _fill_examples(request: Any) -> None:
+    """Examples with every kind of feature, and a shared context."""
+    listed = request.input.example_list_with_context
+    for value in (1.0, 2.0):
+        features = listed.examples.add().features.feature
+        features["x"].float_list.value.append(value)
+        features["id"].int64_list.value.extend([-1, 1 << 40])
+    listed.context.features.feature["country"].bytes_list.value.append(b"\xff")
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [("classification", "ClassificationRequest"), ("regression", "RegressionRequest")]
+)
+def test_a_request_of_examples_is_what_the_server_reads(module: str, name: str) -> None:
+    real = getattr(tf_protos.load(f"tensorflow_serving.apis.{module}_pb2"), name)()
+    ours = messages.ExamplesRequest()
+    for request in (real, ours):
+        request.model_spec.name = "m"
+        request.model_spec.signature_name = "s"
+        _fill_examples(request)
+    assert type(real).FromString(ours.SerializeToString()) == real
+    assert messages.ExamplesRequestHead.FromString(real.SerializeToString()).model_spec.signature_name == "s"
+
+
+def test_a_multi_inference_request_is_what_the_server_reads() -> None:
+    real = tf_protos.load("tensorflow_serving.apis.inference_pb2").MultiInferenceRequest()
+    ours = messages.MultiInferenceRequest()
+    for request in (real, ours):
+        for name in ("a", "b"):
+            task = request.tasks.add(method_name="tensorflow/serving/regress")
+            task.model_spec.name, task.model_spec.signature_name = "m", name
+        _fill_examples(request)
+    assert type(real).FromString(ours.SerializeToString()) == real
+    head = messages.MultiInferenceRequestHead.FromString(real.SerializeToString())
+    assert [(task.model_spec.signature_name, task.method_name) for task in head.tasks] == [
+        ("a", "tensorflow/serving/regress"),
+        ("b", "tensorflow/serving/regress"),
+    ]
+
+
+def test_a_session_run_request_is_read_without_its_values() -> None:
+    real = tf_protos.load("tensorflow_serving.apis.session_service_pb2").SessionRunRequest()
+    real.model_spec.name = "m"
+    feed = real.feed.add(name="x:0")
+    feed.tensor.dtype = 1
+    feed.tensor.tensor_shape.dim.add(size=3)
+    feed.tensor.tensor_content = b"123456789012"
+    real.fetch.append("y:0")
+    real.target.append("init")
+    real.tensor_name_is_alias = True
+    real.options.timeout_in_ms = 5
+    ours = messages.SessionRunRequest.FromString(real.SerializeToString())
+    assert [(one.name, one.tensor.dtype) for one in ours.feed] == [("x:0", 1)]
+    assert (list(ours.fetch), list(ours.target), ours.tensor_name_is_alias) == (["y:0"], ["init"], True)
+    assert type(real).FromString(ours.SerializeToString()) == real
