@@ -107,7 +107,8 @@ def test_a_signal_to_the_whole_group_stops_neither_relay_nor_worker(tmp_path: Pa
             for child in ("relay", "worker"):
                 os.kill(sidecar.pid(child), signum)
         assert ask(port) == 200
-        until(lambda: sidecar.counters().snapshot()["requests_observed"] == 1)
+        counters = sidecar.counters()
+        until(lambda: counters.snapshot()["requests_observed"] == 1)
     starts = [line for line in sidecar.lines if "relay started" in line or "worker started" in line]
     assert len(starts) == 2, sidecar.lines
 

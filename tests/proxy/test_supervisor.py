@@ -158,11 +158,12 @@ def test_killing_the_supervisor_ends_both_children(tmp_path: Path, model: str) -
     with Sidecar("--config", settings_file(tmp_path, model), cwd=tmp_path, module=DOUBLE) as sidecar:
         sidecar.ready()
         children = sidecar.pid("relay"), sidecar.pid("worker")
-        until(lambda: sidecar.counters().snapshot()["worker_ready"], "both to run their programs")
+        counters = sidecar.counters()
+        until(lambda: counters.snapshot()["worker_ready"], "both to run their programs")
         for pid in children:
             os.kill(pid, signal.SIGSTOP)
-        # Its pipes stay open until they are gone.
         sidecar.process.kill()
+        sidecar.process.wait(PATIENCE)  # not stop(): the children hold its pipes until they are gone
         try:
             for pid in children:
                 wait_gone(pid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -39,8 +40,10 @@ class Sidecar(Process):
         """The live counters, through the supervisor's descriptor."""
         base = Path(f"/proc/{self.process.pid}/fd")
         for entry in base.iterdir():
-            if "warmtap-counters" in os.readlink(entry):
-                return Counters(os.open(entry, os.O_RDWR))
+            # Others may be closed in this moment.
+            with contextlib.suppress(FileNotFoundError):
+                if "warmtap-counters" in os.readlink(entry):
+                    return Counters(os.open(entry, os.O_RDWR))
         raise AssertionError("no counters")
 
 
