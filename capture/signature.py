@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -23,6 +23,10 @@ DIGEST_VERSION: Final = "w1"
 DIGEST_HEX: Final = 32
 #: An empty signature_name means this one (tensorflow/core/public/session constants: kDefaultServingSignatureDefKey).
 DEFAULT_SIGNATURE: Final = "serving_default"
+
+#: Methods whose requests name no one signature: MultiInference has its tasks among the outputs, as KIND:SIGNATURE, and
+#: SessionRun has tensor names, of which targets stand as ^NAME among the outputs, and aliases as @NAME.
+UNNAMED_METHODS: Final = frozenset({"MultiInference", "SessionRun"})
 
 #: Bytes of each memo below: thousands of usual signatures, hundreds of the widest real ones.
 MEMO_BYTES: Final = 8 << 20
@@ -74,7 +78,8 @@ class WireSignature:
 
     def __str__(self) -> str:
         outputs = "*" if self.outputs is None else ", ".join(self.outputs)
-        return _one_line(f"{self.method} {self.model}/{self.signature_name} ({', '.join(self.inputs)}) -> ({outputs})")
+        name = f"/{self.signature_name}" if self.signature_name else ""
+        return _one_line(f"{self.method} {self.model}{name} ({', '.join(self.inputs)}) -> ({outputs})")
 
 
 def wire_signature(
@@ -85,7 +90,7 @@ def wire_signature(
         family,
         model,
         method,
-        signature_name or DEFAULT_SIGNATURE,
+        signature_name if method in UNNAMED_METHODS else signature_name or DEFAULT_SIGNATURE,
         tuple(sorted(inputs)),
         tuple(sorted(output_filter)) or None,
     )
@@ -181,14 +186,17 @@ class SignatureDef:
 
 @dataclass(frozen=True, slots=True, order=True)
 class ExecutorKey:
-    """The sorted textual names that are fed and fetched. Equal keys share an executor, different keys never do
-    (``x`` and ``x:0`` are different keys to DirectSession; names are not normalised)."""
+    """The sorted textual names that are fed and fetched, and of nodes that are only run (``targets``). Equal keys share
+    an executor, different keys never do (``x`` and ``x:0`` are different keys to DirectSession; names are not
+    normalised)."""
 
     feeds: tuple[str, ...]
     fetches: tuple[str, ...]
+    targets: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return _one_line(f"feed ({', '.join(self.feeds)}) fetch ({', '.join(self.fetches)})")
+        targets = f" run ({', '.join(self.targets)})" if self.targets else ""
+        return _one_line(f"feed ({', '.join(self.feeds)}) fetch ({', '.join(self.fetches)}){targets}")
 
 
 class Misfit(ValueError):
@@ -198,13 +206,13 @@ class Misfit(ValueError):
 def executor_key(signature: WireSignature, defs: Mapping[str, SignatureDef]) -> ExecutorKey:
     """What TensorFlow looks up when a request of this wire signature reaches a model with these SignatureDefs.
 
-    ``tfserving``: every input of the signature is fed, defaults filled in, by the rules of predict_util.cc
-    (PreProcessPrediction). ``eas``: what was sent is fed (DeepRec message_coding.cc; the vendor documents no rule).
-    Raises Misfit.
+    ``tfserving``: by the rules of each method. Predict feeds every input of the signature, defaults filled in
+    (predict_util.cc: PreProcessPrediction). ``eas``: what was sent is fed (DeepRec message_coding.cc; the vendor
+    documents no rule). Raises Misfit.
     """
-    found = defs.get(signature.signature_name)
-    if found is None:
-        raise Misfit(f'no signature "{signature.signature_name}" (it has: {", ".join(sorted(defs)) or "none"})')
+    if signature.family == "tfserving" and signature.method in _KEYS:
+        return _KEYS[signature.method](signature, defs)
+    found = _found(signature.signature_name, defs)
     sent = set(signature.inputs)
     if unknown := sorted(sent - found.inputs.keys()):
         raise Misfit(f"no input {', '.join(unknown)}")
@@ -223,6 +231,88 @@ def executor_key(signature: WireSignature, defs: Mapping[str, SignatureDef]) -> 
             raise Misfit("an output is asked for twice")
         fetches = [found.outputs[alias] for alias in signature.outputs]
     return ExecutorKey(tuple(sorted(feeds)), tuple(sorted(fetches)))
+
+
+def _found(name: str, defs: Mapping[str, SignatureDef]) -> SignatureDef:
+    found = defs.get(name)
+    if found is None:
+        raise Misfit(f'no signature "{name}" (it has: {", ".join(sorted(defs)) or "none"})')
+    return found
+
+
+def _classification(found: SignatureDef) -> tuple[str, list[str]]:
+    """(fed, fetched) of Classify, by classifier.cc (PreProcessClassification). Raises Misfit."""
+    if len(found.inputs) != 1:
+        raise Misfit(f"Classify: expected one input tensor, it has {len(found.inputs)}")
+    if len(found.outputs) not in (1, 2):
+        raise Misfit(f"Classify: expected one or two output tensors, found {len(found.outputs)}")
+    if "inputs" not in found.inputs:
+        raise Misfit('Classify: no classification inputs found: its input is not named "inputs"')
+    fetches = [found.outputs[alias] for alias in ("classes", "scores") if alias in found.outputs]
+    if not fetches:
+        raise Misfit('Classify: expected outputs to contain at least one of "classes" or "scores"')
+    return found.inputs["inputs"], fetches
+
+
+def _regression(found: SignatureDef) -> tuple[str, list[str]]:
+    """(fed, fetched) of Regress, by regressor.cc (PreProcessRegression). Raises Misfit."""
+    if len(found.inputs) != 1:
+        raise Misfit(f"Regress: expected one input tensor, it has {len(found.inputs)}")
+    if len(found.outputs) != 1:
+        raise Misfit(f"Regress: expected one output tensor, it has {len(found.outputs)}")
+    if "inputs" not in found.inputs:
+        raise Misfit('Regress: no regression inputs found: its input is not named "inputs"')
+    if "outputs" not in found.outputs:
+        raise Misfit('Regress: no regression outputs found: its output is not named "outputs"')
+    return found.inputs["inputs"], [found.outputs["outputs"]]
+
+
+_TASKS: Final = {"classify": _classification, "regress": _regression}
+
+
+def _classify_key(signature: WireSignature, defs: Mapping[str, SignatureDef]) -> ExecutorKey:
+    feed, fetches = _classification(_found(signature.signature_name, defs))
+    return ExecutorKey((feed,), tuple(sorted(fetches)))
+
+
+def _regress_key(signature: WireSignature, defs: Mapping[str, SignatureDef]) -> ExecutorKey:
+    feed, fetches = _regression(_found(signature.signature_name, defs))
+    return ExecutorKey((feed,), tuple(fetches))
+
+
+def _multi_inference_key(signature: WireSignature, defs: Mapping[str, SignatureDef]) -> ExecutorKey:
+    """All tasks in one run; both names fed and names fetched are sets (multi_inference.cc)."""
+    seen, feeds, fetches = set[str](), set[str](), set[str]()
+    for task in signature.outputs or ():
+        kind, _, name = task.partition(":")
+        if name in seen:
+            raise Misfit(f'signature "{name}" is evaluated twice')
+        seen.add(name)
+        feed, found = _TASKS[kind](_found(name, defs))
+        feeds.add(feed)
+        fetches.update(found)
+    return ExecutorKey(tuple(sorted(feeds)), tuple(sorted(fetches)))
+
+
+def _session_run_key(signature: WireSignature, _: Mapping[str, SignatureDef]) -> ExecutorKey:
+    """The names as given; whether the graph has them is not looked up."""
+    outputs = signature.outputs or ()
+    if any(name.startswith(("@", "^@")) for name in (*signature.inputs, *outputs)):
+        raise Misfit("its tensor names are aliases, and how a server looks them up is not public")
+    return ExecutorKey(
+        signature.inputs,
+        tuple(name for name in outputs if not name.startswith("^")),
+        tuple(name[1:] for name in outputs if name.startswith("^")),
+    )
+
+
+#: Methods of TF Serving with rules of their own.
+_KEYS: Final[dict[str, Callable[[WireSignature, Mapping[str, SignatureDef]], ExecutorKey]]] = {
+    "Classify": _classify_key,
+    "Regress": _regress_key,
+    "MultiInference": _multi_inference_key,
+    "SessionRun": _session_run_key,
+}
 
 
 # --- explaining a difference ------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Protocol
 from google.protobuf.message import DecodeError
 
 from capture.signature import SignatureDef
-from replay import eas_service, host_warmup, tf_protos
+from replay import eas_service, host_warmup, inference
 from replay.executor.api import CODE_NAMES, Executor
 from replay.predict import RequestError
 from replay.servable import Servable
@@ -32,25 +32,28 @@ class Ran:
 class Caller(Protocol):
     """One server family's way from a request body to Session::Run."""
 
-    def call(self, body: bytes) -> str:
-        """Run one request; "" on success, otherwise the server's error on one line."""
+    def call(self, body: bytes, method: str) -> str:
+        """Run one request of this method; "" on success, otherwise the server's error on one line."""
 
     def warm_up(self, data: bytes, path: Path, count: int) -> None:
         """Apply a warm-up file that holds ``data`` as the server does on start. Raises host_warmup.WarmupError."""
 
 
 class TFServingCaller:
-    """PredictRequest bodies."""
+    """Requests of every method that reaches Session::Run."""
 
     def __init__(self, executor: Executor) -> None:
         self._servable = Servable("", 0, executor)
-        self._request = tf_protos.load("tensorflow_serving.apis.predict_pb2").PredictRequest
 
-    def call(self, body: bytes) -> str:
+    def call(self, body: bytes, method: str) -> str:
         try:
-            self._servable.predict(self._request.FromString(body), live=False)
+            request = inference.request_class(method).FromString(body)
+            if method == "SessionRun":
+                inference.session_run(self._servable, request)
+            else:
+                inference.METHODS[method][2](self._servable, request, live=False)
         except DecodeError:
-            return "INVALID_ARGUMENT: not a PredictRequest"
+            return f"INVALID_ARGUMENT: not a request of {method}"
         except RequestError as error:
             return f"{CODE_NAMES[error.code]}: {error.message}"
         return ""
@@ -65,7 +68,7 @@ class EasCaller:
     def __init__(self, executor: Executor) -> None:
         self._service = eas_service.EasService(Servable("", 0, executor))
 
-    def call(self, body: bytes) -> str:
+    def call(self, body: bytes, method: str) -> str:
         status, answer = self._service.answer(body)
         return "" if status == 200 else answer.decode("utf-8", "replace").splitlines()[0]
 
@@ -77,11 +80,11 @@ class EasCaller:
 CALLERS: Mapping[str, type[TFServingCaller] | type[EasCaller]] = {"tfserving": TFServingCaller, "eas": EasCaller}
 
 
-def run_counted(executor: Executor, caller: Caller, body: bytes) -> Ran:
-    """Run one request alone and count what it built."""
+def run_counted(executor: Executor, caller: Caller, body: bytes, method: str = "Predict") -> Ran:
+    """Run one request alone and count what it built. EAS has one method, whatever its name."""
     before = executor.builds()
     start = time.perf_counter()
-    message = caller.call(body)
+    message = caller.call(body, method)
     seconds = time.perf_counter() - start
     after = executor.builds()
     return Ran(not message, message, seconds, None if before is None or after is None else after - before)

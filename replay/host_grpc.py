@@ -1,6 +1,7 @@
-"""TF Serving's gRPC on a servable: PredictionService.Predict and GetModelMetadata, ModelService.GetModelStatus.
+"""TF Serving's gRPC on a servable: all of PredictionService, and ModelService.GetModelStatus.
 
-The rules and texts are the server's (``servables/tensorflow/predict_impl.cc``, ``get_model_metadata_impl.cc``,
+The rules and texts are the server's (``servables/tensorflow/predict_impl.cc``, ``classification_service.cc``,
+``regression_service.cc``, ``multi_inference_helper.cc``, ``get_model_metadata_impl.cc``,
 ``model_servers/get_model_status_impl.cc``, ``server_core.cc``); messages and service tables are the real
 tensorflow-serving-api. Other methods of these services answer UNIMPLEMENTED.
 """
@@ -9,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import grpc
 
 from replay import tf_protos
 from replay.executor import api
+from replay.inference import METHODS, request_class
 from replay.predict import RequestError
 from replay.servable import Ledger, Servable
 
@@ -23,6 +27,7 @@ MAX_MESSAGE_BYTES = 2**31 - 1
 #: Requests that run at once; more wait in the pool's queue.
 THREADS = 16
 
+_NO_SPEC = SimpleNamespace(name="")
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -34,7 +39,6 @@ class GrpcHost:
         self._ledger = ledger
         self._metadata = tf_protos.load("tensorflow_serving.apis.get_model_metadata_pb2")
         self._status = tf_protos.load("tensorflow_serving.apis.get_model_status_pb2")
-        predict = tf_protos.load("tensorflow_serving.apis.predict_pb2")
         self._server = grpc.server(
             ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="grpc"),
             options=[
@@ -46,7 +50,7 @@ class GrpcHost:
         )
         methods: dict[str, dict[str, tuple[Callable[[Any], Any], Any]]] = {
             "tensorflow.serving.PredictionService": {
-                "Predict": (self._predict, predict.PredictRequest),
+                **{method: (partial(self._infer, method), request_class(method)) for method in METHODS},
                 "GetModelMetadata": (self._get_model_metadata, self._metadata.GetModelMetadataRequest),
             },
             "tensorflow.serving.ModelService": {
@@ -78,7 +82,7 @@ class GrpcHost:
         self._server.stop(grace).wait()
 
     def _handler(self, name: str, function: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
-        counted = name == "Predict"
+        counted = name in METHODS
 
         def handle(request: Any, context: Any) -> Any:
             if not counted:
@@ -101,7 +105,9 @@ class GrpcHost:
         """ServerCore::GetServableHandle for the one version there is."""
         if not request.HasField("model_spec"):
             raise RequestError(api.INVALID_ARGUMENT, "Missing ModelSpec")
-        spec = request.model_spec
+        self._find(request.model_spec)
+
+    def _find(self, spec: Any) -> None:
         if not spec.name:
             raise RequestError(api.INVALID_ARGUMENT, "ModelSpec has no name specified.")
         choice = spec.WhichOneof("version_choice")
@@ -112,9 +118,13 @@ class GrpcHost:
         if spec.name != self._servable.name or (choice == "version" and spec.version.value != self._servable.version):
             raise RequestError(api.NOT_FOUND, f"Servable not found for request: {wanted}")
 
-    def _predict(self, request: Any) -> Any:
-        self._resolve(request)
-        return self._servable.predict(request)
+    def _infer(self, method: str, request: Any) -> Any:
+        if method == "MultiInference":
+            # Looked up by the first task; without one, by an empty ModelSpec.
+            self._find(request.tasks[0].model_spec if request.tasks else _NO_SPEC)
+        else:
+            self._resolve(request)
+        return METHODS[method][2](self._servable, request)
 
     def _get_model_metadata(self, request: Any) -> Any:
         if not request.HasField("model_spec"):

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from google.protobuf.message import DecodeError
 
 from capture.errors import UserError
-from capture.export.tfrecord import MAX_RECORDS, WARMUP_PATH, masked_crc
-from replay import tf_protos, warmup_examples
+from capture.export.tfrecord import LOG_METHODS, MAX_RECORDS, WARMUP_PATH, masked_crc
+from replay import inference, tf_protos
 from replay.executor import api
 from replay.predict import RequestError
 from replay.servable import Servable
@@ -102,22 +102,9 @@ def _run_record(servable: Servable, path: Path, record: bytes, iterations: int) 
     kind = log.WhichOneof("log_type")
     if kind is None:
         return  # The server does nothing with such a record, and counts it.
-    runner = _RUNNERS.get(kind)
-    if runner is None:
+    if kind not in LOG_METHODS:
         number = log.DESCRIPTOR.fields_by_name[kind].number
         raise RequestError(api.UNIMPLEMENTED, f"Unsupported log_type for warmup: {number}")
+    _, _, runner = inference.METHODS[LOG_METHODS[kind]]
     for _ in range(iterations):
-        runner(servable, getattr(log, kind).request)
-
-
-def _predict(servable: Servable, request: Any) -> None:
-    servable.predict(request, live=False)
-
-
-#: Log types that the server runs (servables/tensorflow/saved_model_warmup.cc); all others fail the load.
-_RUNNERS: dict[str, Callable[[Servable, Any], None]] = {
-    "predict_log": _predict,
-    "classify_log": warmup_examples.classify,
-    "regress_log": warmup_examples.regress,
-    "multi_inference_log": warmup_examples.multi_inference,
-}
+        runner(servable, getattr(log, kind).request, live=False)

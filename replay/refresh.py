@@ -24,7 +24,7 @@ from capture.export.tfrecord import MAX_RECORDS, WARMUP_PATH
 from capture.savedmodel import SavedModelError, read_saved_model
 from capture.store.base import Sample, Store, StoredSignature
 from replay.tf_protos import TensorFlowMissing
-from replay.trial import Trial, run_trial
+from replay.trial import Request, Trial, run_trial
 
 _FORM = FORMATS["tfrecord"]
 _FAMILY = "tfserving"
@@ -90,7 +90,7 @@ def _failed(directory: Path, error: UserError | SavedModelError | OSError) -> Re
 
 
 def refresh_version(
-    source: Store, model: str, directory: Path, *, trial: Callable[[Path, str, list[bytes]], Trial] = run_trial
+    source: Store, model: str, directory: Path, *, trial: Callable[[Path, str, list[Request]], Trial] = run_trial
 ) -> Refreshed:
     """Write ``directory``'s warm-up file. Raises UserError where the model itself is at fault, OSError."""
     version = directory.name
@@ -103,6 +103,7 @@ def refresh_version(
         defs=read_saved_model(directory).signatures,
         # All of them are run below: what failed in production may have failed because it was cold.
         unproven=True,
+        refuses=_FORM.refuses,
     )
     tried = _Attempts(source, version, partial(trial, directory, _FAMILY))
     tried.run(selection.records)
@@ -127,7 +128,7 @@ def refresh_version(
 class _Attempts:
     """Running the candidates of each record, round by round, until one runs or none is left."""
 
-    def __init__(self, source: Store, version: str, trial: Callable[[list[bytes]], Trial]) -> None:
+    def __init__(self, source: Store, version: str, trial: Callable[[list[Request]], Trial]) -> None:
         self._source = source
         self._version = version
         self._trial = trial
@@ -152,7 +153,7 @@ class _Attempts:
             if not now and not first:
                 break
             first = False
-            done = self._trial([sample.body for _, _, sample in now])
+            done = self._trial([Request(candidate.signature.method, sample.body) for _, candidate, sample in now])
             self.level, self.tensorflow = done.level, done.tensorflow
             for (place, candidate, sample), result in zip(now, done.results, strict=True):
                 if result.error:
@@ -230,7 +231,7 @@ def _write(
 
 
 def refresh(
-    source: Store, base: Path, model: str, *, trial: Callable[[Path, str, list[bytes]], Trial] = run_trial
+    source: Store, base: Path, model: str, *, trial: Callable[[Path, str, list[Request]], Trial] = run_trial
 ) -> tuple[list[Refreshed], list[str]]:
     """Every new version below ``base``; one that fails does not stop the others. Raises UserError where none can be
     done: no version, a model that the store does not know, no TensorFlow."""

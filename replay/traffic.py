@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from capture.dialects.base import Dialect, Route, Unreadable
-from capture.dialects.table import DIALECTS
+from capture.dialects.base import Unreadable
+from capture.dialects.table import stored_route
 from capture.export.tfrecord import strip_version
 from capture.schema.wire import WireError
 from capture.signature import Misfit, SignatureDef, WireSignature, executor_key
@@ -47,26 +47,22 @@ class Evidence:
     newest: float | None = None
 
 
-def read_signature(family: str, model: str, body: bytes) -> WireSignature | None:
-    """The wire signature of a request body; None if it is not one."""
-    dialect = _dialect(family)
-    method = "Predict" if family == "tfserving" else "predict"
+def read_signature(family: str, model: str, body: bytes, *, path: str = "", method: str = "") -> WireSignature | None:
+    """The wire signature of a request body that went to ``path``, or is one of ``method``; without either, of the
+    family's usual method. None if it is not one."""
+    route = stored_route(family, model, path, method)
     try:
-        return dialect.read(Route(dialect, method, model, ""), body).signature
+        return None if route is None else route.dialect.read(route, body).signature
     except Unreadable:
         return None
 
 
-def _dialect(family: str) -> Dialect:
-    return next(dialect for dialect in DIALECTS if dialect.family == family)
-
-
-def comparable(family: str, body: bytes) -> bytes:
+def comparable(family: str, body: bytes, method: str) -> bytes:
     """The bytes by which a held-out request and a record are the same one."""
     if family != "tfserving":
         return body
     try:
-        return strip_version(body)
+        return strip_version(body, method)
     except WireError:
         return body
 
@@ -76,22 +72,22 @@ def gather(
     model: str,
     defs: Mapping[str, SignatureDef],
     *,
-    records: Iterable[bytes],
+    records: Iterable[tuple[str, bytes]],
     recorded: Iterable[WireSignature],
     held_out: Iterable[tuple[RecordKey, HeldOut]],
     signatures: Iterable[StoredSignature],
     sample: Callable[[RecordKey], Sample | None],
 ) -> Evidence:
-    """Sort production's requests by what they can say about a file with these ``records``, whose signatures are
-    ``recorded``, on a model with these SignatureDefs. Every signature that production used is accounted for: it is
-    judged, covered by a record, refused by the model, or missing."""
+    """Sort production's requests by what they can say about a file with these ``records`` (method, request), whose
+    signatures are ``recorded``, on a model with these SignatureDefs. Every signature that production used is accounted
+    for: it is judged, covered by a record, refused by the model, or missing."""
     found = Evidence()
-    same = {comparable(family, record) for record in records}
+    same = {comparable(family, record, method) for method, record in records}
     for _, held in held_out:
         at = held.sample.captured_at
         found.oldest = at if found.oldest is None else min(at, found.oldest)
         found.newest = at if found.newest is None else max(at, found.newest)
-        signature = read_signature(family, model, held.sample.body)
+        signature = read_signature(family, model, held.sample.body, path=held.sample.path)
         if signature is None:
             found.unreadable += 1
             continue
@@ -100,7 +96,7 @@ def gather(
         except Misfit as misfit:
             found.refused[signature] = (str(misfit), found.refused.get(signature, ("", 0))[1] + 1)
             continue
-        identical = comparable(family, held.sample.body) in same
+        identical = comparable(family, held.sample.body, signature.method) in same
         found.judged.append(Judged(signature, group, held.sample.body, identical))
     covered = _groups(recorded, defs)
     judged = {one.group for one in found.judged}

@@ -3,8 +3,9 @@
 One bad record stops a model from loading, and a kernel that fails a CHECK ends the process it runs in. So requests go
 to a child, one at a time; when the child dies, the request it had is to blame and a new child goes on with the next.
 
-The child is ``python -m replay.trial DIR FAMILY``: on its standard input a length (u32, big endian) and the body for
-each request, on its standard output one line of JSON for each, after a first line with the executor's level.
+The child is ``python -m replay.trial DIR FAMILY``: on its standard input for each request a length (u32, big endian),
+and behind it that many bytes: the method, a zero byte, the body; on its standard output one line of JSON for each,
+after a first line with the executor's level.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, NamedTuple
 
 import msgspec
 
@@ -30,6 +31,13 @@ MAX_CRASHES: Final = 20
 
 class TrialError(UserError):
     """The target version cannot be run at all."""
+
+
+class Request(NamedTuple):
+    """A stored request: its method and its body."""
+
+    method: str
+    body: bytes
 
 
 class Ready(msgspec.Struct):
@@ -58,15 +66,15 @@ class Trial:
     results: list[Tried]
 
 
-def run_trial(saved_model: Path, family: str, bodies: Sequence[bytes]) -> Trial:
-    """Run each body once on the model. Raises TrialError if the model cannot be loaded, or keeps crashing,
+def run_trial(saved_model: Path, family: str, requests: Sequence[Request]) -> Trial:
+    """Run each request once on the model. Raises TrialError if the model cannot be loaded, or keeps crashing,
     TensorFlowMissing."""
     # Here and not in the child: to a parent all deaths of a child look alike.
     wheel_directory()
     results: list[Tried] = []
     ready = Ready()
     crashes = 0
-    while len(results) < len(bodies) or not ready.level:
+    while len(results) < len(requests) or not ready.level:
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", "replay.trial", os.fspath(saved_model), family],
             stdin=subprocess.PIPE,
@@ -76,8 +84,8 @@ def run_trial(saved_model: Path, family: str, bodies: Sequence[bytes]) -> Trial:
             assert child.stdin is not None
             assert child.stdout is not None
             ready = _ready(child.stdout, saved_model)
-            for body in bodies[len(results) :]:
-                tried = _try(child.stdin, child.stdout, body)
+            for request in requests[len(results) :]:
+                tried = _try(child.stdin, child.stdout, request)
                 if tried is None:
                     break
                 results.append(tried)
@@ -115,11 +123,12 @@ def _ready(stdout: IO[bytes], saved_model: Path) -> Ready:
     return ready
 
 
-def _try(stdin: IO[bytes], stdout: IO[bytes], body: bytes) -> Tried | None:
+def _try(stdin: IO[bytes], stdout: IO[bytes], request: Request) -> Tried | None:
     """One request; None when the child died of it."""
+    head = request.method.encode() + b"\0"
     try:
-        stdin.write(len(body).to_bytes(4, "big"))
-        stdin.write(body)
+        stdin.write((len(head) + len(request.body)).to_bytes(4, "big") + head)
+        stdin.write(request.body)
         stdin.flush()
     except BrokenPipeError:
         # Closed here, or the bytes that are left over fail once more when the child is put away.
@@ -148,7 +157,8 @@ def child(saved_model: Path, family: str, stdin: IO[bytes], out: IO[bytes]) -> N
     caller = CALLERS[family](executor)
     say(Ready(executor.level, executor.tensorflow_version))
     while len(size := stdin.read(4)) == 4:
-        ran = run_counted(executor, caller, stdin.read(int.from_bytes(size, "big")))
+        method, _, body = stdin.read(int.from_bytes(size, "big")).partition(b"\0")
+        ran = run_counted(executor, caller, body, method.decode())
         say(Tried(ran.message, ran.seconds, ran.builds))
     executor.close()
 

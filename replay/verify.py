@@ -15,7 +15,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from capture.export.tfrecord import TFRecordError, read_records
+from capture.export.tfrecord import LOG_METHODS, TFRecordError, read_records
 from capture.schema import messages
 from capture.signature import SignatureDef, WireSignature
 from replay.calls import CALLERS, Caller, run_counted, signature_defs
@@ -32,12 +32,12 @@ REPEATS = 2
 @dataclass(frozen=True, slots=True)
 class WarmupFile:
     """A warm-up file, read once: everything that is said of it is said of these bytes. ``requests`` are those that
-    could be listed, ``signatures`` theirs by digest, ``records`` the number of records of any kind; ``unreadable`` says
-    why the list ends early."""
+    could be listed, each behind its method, ``signatures`` theirs by digest, ``records`` the number of records of any
+    kind; ``unreadable`` says why the list ends early."""
 
     path: Path
     data: bytes
-    requests: tuple[bytes, ...]
+    requests: tuple[tuple[str, bytes], ...]
     signatures: dict[str, WireSignature]
     records: int
     unreadable: str = ""
@@ -103,24 +103,24 @@ class Report:
 def read_warmup_file(path: Path, family: str, model: str) -> WarmupFile:
     """List what is in a warm-up file. Raises OSError."""
     data = path.read_bytes()
-    requests: list[bytes] = []
+    requests: list[tuple[str, bytes]] = []
     records = 0
     unreadable = ""
     if family == "eas":
-        requests.append(data)
+        requests.append(("", data))
         records = 1
     else:
         try:
             for record in read_records(data):
                 records += 1
                 log = messages.PredictionLog.FromString(record)
-                if log.WhichOneof("log_type") == "predict_log":
-                    requests.append(messages.PredictLog.FromString(log.predict_log).request)
+                if method := LOG_METHODS.get(kind := log.WhichOneof("log_type")):
+                    requests.append((method, messages.PredictLog.FromString(getattr(log, kind)).request))
         except (TFRecordError, DecodeError) as error:
             unreadable = str(error)
     signatures = {}
-    for request in requests:
-        signature = read_signature(family, model, request)
+    for method, request in requests:
+        signature = read_signature(family, model, request, method=method)
         if signature is not None:
             signatures[signature.digest] = signature
     return WarmupFile(path, data, tuple(requests), signatures, records, unreadable)
@@ -188,9 +188,11 @@ def _replay(executor: Executor, caller: Caller, judged: list[Judged]) -> Pass:
     done = Pass()
     seen: dict[str, int] = {}
     for one in judged:
-        done.results.append(run_counted(executor, caller, one.body))
+        done.results.append(run_counted(executor, caller, one.body, one.signature.method))
         seen[one.group] = seen.get(one.group, 0) + 1
     for one in judged:
         if seen[one.group] == 1:
-            done.repeats[one.group] = [run_counted(executor, caller, one.body).seconds for _ in range(REPEATS)]
+            done.repeats[one.group] = [
+                run_counted(executor, caller, one.body, one.signature.method).seconds for _ in range(REPEATS)
+            ]
     return done

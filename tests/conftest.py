@@ -37,3 +37,9 @@ def ranking(model_cache: Path) -> Path:
 def edge(model_cache: Path) -> Path:
     """The corner-case model's version directory; read-only."""
     return saved_model(model_cache, "edge")
+
+
+@pytest.fixture(scope="session")
+def census(model_cache: Path) -> Path:
+    """The version directory of the model of tf.Examples; read-only."""
+    return saved_model(model_cache, "census")

@@ -89,6 +89,7 @@ def run(
         only_version=version is not None,
         defs=None if saved_model is None else read_saved_model(saved_model).signatures,
         limit=limit,
+        refuses=form.refuses,
     )
     if not selection.records:
         raise ExportError(_nothing(source, form, model, version, selection))

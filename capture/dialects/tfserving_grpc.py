@@ -1,7 +1,13 @@
-"""TensorFlow Serving over gRPC: PredictionService/Predict.
+"""TensorFlow Serving over gRPC: every method that reaches Session::Run.
 
-Messages: tensorflow_serving/apis/predict.proto. Which failures come before Session::Run: model_servers/server_core.cc
-(lookup of the servable), servables/tensorflow/predict_impl.cc, predict_util.cc (PreProcessPrediction) and TensorFlow's
+PredictionService: Predict, Classify, Regress, MultiInference; SessionService: SessionRun, which no server in the public
+repository registers, but others may [K]. What asks for no inference (GetModelMetadata, ModelService) is counted by its
+name; so is PredictStreamed, a log type of prediction_log.proto that prediction_service.proto (2.21) has no method for:
+what such a stream means is not known, so nothing is claimed of it.
+
+Which failures come before Session::Run: model_servers/server_core.cc (lookup of the servable) and, of
+servables/tensorflow, predict_impl.cc, predict_util.cc (PreProcessPrediction), classifier.cc (PreProcessClassification),
+regressor.cc (PreProcessRegression), multi_inference.cc and util.cc (InputToSerializedExampleTensor), of TensorFlow
 cc/saved_model/util.cc (GetInputValues). A status code alone does not tell: kernels return NOT_FOUND, INVALID_ARGUMENT
 and FAILED_PRECONDITION too, so a refusal is recognised by the server's own words; whatever is not recognised counts as
 unproven.
@@ -10,39 +16,62 @@ unproven.
 from __future__ import annotations
 
 import re
-from functools import lru_cache
-from typing import Any, Final, Literal
+from collections.abc import Callable
+from typing import Final, Literal
 
 from google.protobuf.message import DecodeError
 
 from capture.config import ListenerConfig
-from capture.dialects.base import MAX_DIMENSIONS, Ignored, Judgement, Outcome, Response, Route, Unreadable
+from capture.dialects.base import Ignored, Judgement, Outcome, Response, Route, Unreadable
+from capture.dialects.tfserving_calls import FAMILY, READERS
 from capture.schema import messages
-from capture.schema.wire import FieldProbe, crowded
-from capture.signature import Call, TensorSpec, wire_signature
+from capture.schema.wire import FieldProbe, NestedProbe
+from capture.signature import Call
 
-#: PredictResponse.model_spec: name, version and signature name; far below this.
+#: A response's model_spec: name, version and signature name; far below this, also where there is one for each task.
 MAX_MODEL_SPEC_BYTES: Final = 64 << 10
-_RESPONSE_MODEL_SPEC: Final = 2
-#: Shapes of real requests are some ten bytes; a longer one is not remembered.
-MAX_KNOWN_SHAPE_BYTES: Final = 128
-#: A longer one is not parsed: each dimension of two bytes would take forty.
-MAX_SHAPE_BYTES: Final = 64 << 10
 
-_PREDICT: Final = "/tensorflow.serving.PredictionService/Predict"
+_PATHS: Final = {
+    f"/tensorflow.serving.{service}/{method}": method
+    for service, methods in {
+        "PredictionService": ("Predict", "Classify", "Regress", "MultiInference"),
+        "SessionService": ("SessionRun",),
+    }.items()
+    for method in methods
+}
+#: Where the model_spec of each response is: in this field, or in a field of every message in a repeated one.
+_MODEL_SPECS: Final[dict[str, Callable[[], FieldProbe]]] = {
+    "Predict": lambda: FieldProbe(2, MAX_MODEL_SPEC_BYTES),
+    "Classify": lambda: FieldProbe(2, MAX_MODEL_SPEC_BYTES),
+    "Regress": lambda: FieldProbe(2, MAX_MODEL_SPEC_BYTES),
+    "MultiInference": lambda: NestedProbe(1, 1, MAX_MODEL_SPEC_BYTES),
+    "SessionRun": lambda: FieldProbe(3, MAX_MODEL_SPEC_BYTES),
+}
+#: Methods whose request holds tf.Examples: without one the server refuses (util.cc: "Input is empty.").
+_OF_EXAMPLES: Final = frozenset({"Classify", "Regress", "MultiInference"})
 #: A gRPC path: /package.Service/Method. Anything else is not counted by its text.
 _GRPC_PATH: Final = re.compile(r"/[A-Za-z_][\w.]{0,99}/[A-Za-z_]\w{0,99}")
 
 # google.rpc.Code numbers.
 _OK, _INVALID_ARGUMENT, _NOT_FOUND, _PERMISSION_DENIED = 0, 3, 5, 7
-_FAILED_PRECONDITION, _UNIMPLEMENTED, _UNAUTHENTICATED = 9, 12, 16
+_FAILED_PRECONDITION, _UNIMPLEMENTED, _INTERNAL, _UNAUTHENTICATED = 9, 12, 13, 16
 
 #: (code, how the message begins, reason): refusals that come before Session::Run.
-_REFUSALS: Final = (
+_Refusals = tuple[tuple[int, str, str], ...]
+
+#: Whatever the method: the lookup of the model, and what stands in front of the server.
+_COMMON: Final[_Refusals] = (
     (_NOT_FOUND, "Servable not found", "unknown model or version"),
     (_NOT_FOUND, "Could not find", "unknown model or version"),
     (_INVALID_ARGUMENT, "Unrecognized servable version label", "unknown version label"),
     (_INVALID_ARGUMENT, "Missing ModelSpec", "no model_spec"),
+    # gRPC's own texts for a method that is not registered: Python, Go.
+    (_UNIMPLEMENTED, "Method not found!", "method not served"),
+    (_UNIMPLEMENTED, "unknown service tensorflow.serving.", "method not served"),
+    (_UNAUTHENTICATED, "", "not authenticated"),
+    (_PERMISSION_DENIED, "", "permission denied"),
+)
+_PREDICT: Final[_Refusals] = (
     (_INVALID_ARGUMENT, "input size does not match signature", "inputs do not match the signature"),
     (_INVALID_ARGUMENT, "Inputs contains invalid name", "inputs do not match the signature"),
     (_INVALID_ARGUMENT, "Signature input alias: ", "inputs do not match the signature"),
@@ -50,38 +79,72 @@ _REFUSALS: Final = (
     (_INVALID_ARGUMENT, "output tensor alias not found in signature", "unknown output"),
     (_INVALID_ARGUMENT, "duplicate output tensor alias", "output asked for twice"),
     (_FAILED_PRECONDITION, "Serving signature key", "unknown signature"),
-    (_UNAUTHENTICATED, "", "not authenticated"),
-    (_PERMISSION_DENIED, "", "permission denied"),
 )
+_NO_FIT: Final = "the signature is none for this method"
+#: Some of these texts had another code in older versions of the server (classifier.cc, regressor.cc).
+_CLASSIFICATION: Final[_Refusals] = (
+    (_INVALID_ARGUMENT, "Expected classification signature", _NO_FIT),
+    (_FAILED_PRECONDITION, "Expected classification signature", _NO_FIT),
+    (_INVALID_ARGUMENT, "Expected one input Tensor.", _NO_FIT),
+    (_INVALID_ARGUMENT, "Expected one or two output Tensors", _NO_FIT),
+    (_INVALID_ARGUMENT, "No classification inputs found in SignatureDef", _NO_FIT),
+    (_FAILED_PRECONDITION, "No classification inputs found in SignatureDef", _NO_FIT),
+)
+_REGRESSION: Final[_Refusals] = (
+    (_INVALID_ARGUMENT, "Expected regression signature method_name", _NO_FIT),
+    (_INVALID_ARGUMENT, "Expected one input Tensor.", _NO_FIT),
+    (_INVALID_ARGUMENT, "Expected one output Tensor.", _NO_FIT),
+    (_INVALID_ARGUMENT, "No regression inputs found in SignatureDef", _NO_FIT),
+    (_FAILED_PRECONDITION, "No regression inputs found in SignatureDef", _NO_FIT),
+    (_INVALID_ARGUMENT, "No regression outputs found in SignatureDef", _NO_FIT),
+    (_FAILED_PRECONDITION, "No regression outputs found in SignatureDef", _NO_FIT),
+)
+_EXAMPLES: Final[_Refusals] = (
+    (_INVALID_ARGUMENT, "No signature was found with the name", "unknown signature"),
+    (_INVALID_ARGUMENT, "Input is empty.", "no examples"),
+    (_INTERNAL, "Error parsing serialized input.", "malformed examples"),
+)
+_TASKS: Final[_Refusals] = (
+    (_INVALID_ARGUMENT, "Requested signature not found in model graph", "unknown signature"),
+    (_INVALID_ARGUMENT, "Duplicate evaluation of signature", "a signature asked for twice"),
+    (_INVALID_ARGUMENT, "Input tensor must be the same for all Signatures", "tasks with different inputs"),
+)
+_REFUSALS: Final[dict[str, _Refusals]] = {
+    "Predict": _COMMON + _PREDICT,
+    "Classify": _COMMON + _EXAMPLES + _CLASSIFICATION,
+    "Regress": _COMMON + _EXAMPLES + _REGRESSION,
+    "MultiInference": _COMMON + _EXAMPLES + _TASKS + _CLASSIFICATION + _REGRESSION,
+    "SessionRun": _COMMON,
+}
 
 
 class TFServingGrpc:
-    """Predict in full; every other method is counted by its name."""
+    """The methods in full; every other one of these services is counted by its name."""
 
     name = "tfserving-grpc"
-    family = "tfserving"
+    family = FAMILY
     framing: Literal["grpc", "body"] = "grpc"
 
     def route(self, http_method: bytes, path: str, listener: ListenerConfig) -> Route | Ignored | None:
-        if path == _PREDICT:
-            return Route(self, "Predict", "", path)
+        if path in _PATHS:
+            return Route(self, _PATHS[path], "", path)
         if path.startswith("/tensorflow.serving."):
             return Ignored(f"gRPC {path}" if _GRPC_PATH.fullmatch(path) else "gRPC, other method")
         return None
 
     def read(self, route: Route, body: bytes) -> Call:
-        if crowded(body):
-            raise Unreadable("too many fields")
-        try:
-            request = messages.PredictRequest.FromString(body)
-        except DecodeError:
-            raise Unreadable("not a PredictRequest") from None
-        if not request.model_spec.name:
+        if route.method not in READERS:
+            raise Unreadable("no method of this service")
+        call = READERS[route.method](body)
+        if not call.signature.model:
             raise Unreadable("no model name")
-        return predict_call(request)
+        if route.method in _OF_EXAMPLES and call.tensors[0].shape == (0,):
+            # Refused without a run, and a warm-up file with it would fail the load.
+            raise Unreadable("no examples")
+        return call
 
     def response_probe(self, route: Route) -> FieldProbe | None:
-        return FieldProbe(_RESPONSE_MODEL_SPEC, MAX_MODEL_SPEC_BYTES)
+        return _MODEL_SPECS[route.method]()
 
     def judge(self, route: Route, response: Response) -> Judgement:
         if response.aborted or not response.complete:
@@ -96,55 +159,13 @@ class TFServingGrpc:
         version = _version(response.probe)
         if code == _OK:
             return Judgement(Outcome.PROVEN, version=version)
-        for refusal, beginning, reason in _REFUSALS:
+        for refusal, beginning, reason in _REFUSALS[route.method]:
             if code == refusal and response.grpc_message.startswith(beginning):
                 return Judgement(Outcome.REFUSED, reason)
         if code == _UNIMPLEMENTED and not response.grpc_message:
-            # gRPC's own answer for a method that is not registered; a kernel gives a text.
+            # The same from C++; a kernel gives a text.
             return Judgement(Outcome.REFUSED, "method not served")
         return Judgement(Outcome.UNPROVEN, f"grpc-status {code}", version)
-
-
-def predict_call(request: Any) -> Call:
-    """What a PredictRequest of :mod:`capture.schema.messages` means, also without a model's name, which a warm-up does
-    not need. Raises Unreadable."""
-    spec = request.model_spec
-    tensors = [TensorSpec(alias, tensor.dtype, _shape(tensor.tensor_shape)) for alias, tensor in request.inputs.items()]
-    tensors.sort(key=_by_name)
-    signature = wire_signature(
-        TFServingGrpc.family, spec.name, "Predict", spec.signature_name, request.inputs, request.output_filter
-    )
-    choice = spec.WhichOneof("version_choice")
-    return Call(
-        signature,
-        tuple(tensors),
-        version=str(spec.version.value) if choice == "version" else "",
-        version_label=spec.version_label if choice == "version_label" else "",
-    )
-
-
-def _shape(serialized: bytes) -> tuple[int, ...] | None:
-    """The dimensions of a TensorShapeProto; None where the rank is not given. Raises Unreadable."""
-    return _known_shape(serialized) if len(serialized) <= MAX_KNOWN_SHAPE_BYTES else _parse_shape(serialized)
-
-
-def _parse_shape(serialized: bytes) -> tuple[int, ...] | None:
-    if len(serialized) > MAX_SHAPE_BYTES:
-        raise Unreadable("too many dimensions")
-    try:
-        shape = messages.TensorShape.FromString(serialized)
-    except DecodeError:
-        raise Unreadable("malformed tensor shape") from None
-    if len(shape.dim) > MAX_DIMENSIONS:
-        raise Unreadable("too many dimensions")
-    return None if shape.unknown_rank else tuple(dim.size for dim in shape.dim)
-
-
-_known_shape = lru_cache(maxsize=4096)(_parse_shape)
-
-
-def _by_name(tensor: TensorSpec) -> str:
-    return tensor.name
 
 
 def _version(model_spec: bytes | None) -> str:

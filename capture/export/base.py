@@ -106,6 +106,9 @@ class Format(Protocol):
     #: A sentence for the manifest about how the server uses these files; may be empty.
     note: str
 
+    def refuses(self, signature: WireSignature) -> str:
+        """Why no record of this signature can stand in a file of this format; "" if it can."""
+
     def write(self, records: list[tuple[Record, Sample]]) -> list[OutFile]:
         """The files. Raises ExportError, naming the signature, for a record that this format cannot hold."""
 

@@ -7,6 +7,7 @@ carry no length, and two of them behind each other read as one merged message.
 from __future__ import annotations
 
 from capture.export.base import ExportError, OutFile, Record
+from capture.signature import WireSignature
 from capture.store.base import Sample
 
 #: Digits of the digest in a file name: enough to find the signature again.
@@ -25,6 +26,9 @@ class EasBinFormat:
         "EAS documents one file per service as warm_up_data_path: the first record, the most used, is the one to name "
         "there; the other signatures build on their first request unless they are replayed before traffic"
     )
+
+    def refuses(self, signature: WireSignature) -> str:
+        return ""
 
     def write(self, records: list[tuple[Record, Sample]]) -> list[OutFile]:
         return [

@@ -8,6 +8,7 @@ each.
 from __future__ import annotations
 
 from capture.export.base import ExportError, OutFile, Record
+from capture.signature import WireSignature
 from capture.store.base import Sample
 
 
@@ -20,6 +21,9 @@ class EasTxtFormat:
     max_records: int | None = None
     loads: int | None = None
     note = "EAS sends each line as one request when it starts the service (warm_up_data_path); text services only"
+
+    def refuses(self, signature: WireSignature) -> str:
+        return ""
 
     def write(self, records: list[tuple[Record, Sample]]) -> list[OutFile]:
         return [OutFile("", b"".join(_line(record, sample) for record, sample in records))]

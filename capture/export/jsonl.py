@@ -8,6 +8,7 @@ import msgspec
 
 from capture.dialects.table import stored_route
 from capture.export.base import ExportError, OutFile, Record
+from capture.signature import WireSignature
 from capture.store.base import Sample
 
 #: The version of a line; raised when a reader of the older form would misread it.
@@ -50,6 +51,9 @@ class JsonlFormat:
     max_records: int | None = None
     loads: int | None = None
     note = "for reading, `capture inspect` and `capture diff`; no server warms up from it"
+
+    def refuses(self, signature: WireSignature) -> str:
+        return ""
 
     def write(self, records: list[tuple[Record, Sample]]) -> list[OutFile]:
         return [OutFile("", b"".join(msgspec.json.encode(_line(*one)) + b"\n" for one in records))]

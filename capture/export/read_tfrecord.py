@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from google.protobuf.message import DecodeError
 
 from capture.dialects.base import Unreadable
-from capture.dialects.tfserving_grpc import predict_call
+from capture.dialects.tfserving_calls import READERS
 from capture.export.entries import Contents, Entry, Severity
-from capture.export.tfrecord import MAX_RECORDS, TFRecordError, read_places
+from capture.export.tfrecord import LOG_METHODS, MAX_RECORDS, TFRecordError, read_places
 from capture.schema import messages
-from capture.schema.wire import LENGTH, WireError, crowded, fields
-from capture.signature import Call, wire_signature
+from capture.signature import Call
 
-#: Log types that no stock server runs (saved_model_warmup.cc).
-_REFUSED: Final = frozenset({"session_run_log", "predict_streamed_log"})
-#: What the examples are fed to (tensorflow/cc/saved_model/signature_constants.h: kClassifyInputs, kRegressInputs).
-_EXAMPLES_INPUT: Final = "inputs"
 _NO_LOG: Final = "no log type"
 
 
@@ -57,23 +52,24 @@ def _entry(number: int, begin: int, record: bytes) -> Entry:
             entry.remark(Severity.WARNING, "has no log_type: the server passes it over; is it a PredictionLog at all?")
             return entry
         entry.kind = kind
-        if kind in _REFUSED:
+        if kind not in LOG_METHODS:
             entry.remark(Severity.ERROR, f"is a {kind}, which TF Serving refuses: no load; remove it")
             return entry
-        _READERS[kind](entry, messages.PredictLog.FromString(getattr(log, kind)).request)
+        method = LOG_METHODS[kind]
+        call = READERS[method](messages.PredictLog.FromString(getattr(log, kind)).request)
     except DecodeError:
         what = "PredictionLog" if entry.kind == _NO_LOG else f"{entry.kind} with a request in it"
         entry.remark(Severity.ERROR, f"is no {what}, and the model does not load; remove it")
-    except (WireError, Unreadable) as error:
+    except Unreadable as error:
         entry.remark(Severity.ERROR, f"its request cannot be read ({error}); remove it")
+    else:
+        entry.take(call)
+        _REMARKS[method](entry, call)
+        _names_version(entry, call.version, call.version_label)
     return entry
 
 
-def _predict(entry: Entry, body: bytes) -> None:
-    if crowded(body):
-        raise Unreadable("too many fields")
-    call = predict_call(messages.PredictRequest.FromString(body))
-    entry.take(call)
+def _predict(entry: Entry, call: Call) -> None:
     outputs = call.signature.outputs
     if not call.signature.inputs:
         entry.remark(Severity.WARNING, "has no inputs")
@@ -81,7 +77,21 @@ def _predict(entry: Entry, body: bytes) -> None:
         entry.remark(Severity.NOTE, "has an empty output filter: fetches all outputs of the version that loads it")
     elif len(set(outputs)) != len(outputs):
         entry.remark(Severity.ERROR, "asks twice for an output, which TF Serving refuses: no load; remove it")
-    _names_version(entry, call.version, call.version_label)
+
+
+def _examples(entry: Entry, call: Call) -> None:
+    """Classify and Regress."""
+    if call.tensors[0].shape == (0,):
+        entry.remark(Severity.ERROR, "holds no example, which TF Serving refuses: no load; remove it")
+
+
+def _multi_inference(entry: Entry, call: Call) -> None:
+    _examples(entry, call)
+    if not call.signature.model:
+        entry.remark(Severity.ERROR, "its tasks do not name a model, which TF Serving refuses: no load; remove it")
+    asked = [task.partition(":")[2] for task in call.signature.outputs or ()]
+    if len(set(asked)) != len(asked):
+        entry.remark(Severity.ERROR, "asks twice for a signature, which TF Serving refuses: no load; remove it")
 
 
 def _names_version(entry: Entry, version: str, label: str) -> None:
@@ -91,63 +101,10 @@ def _names_version(entry: Entry, version: str, label: str) -> None:
         entry.remark(Severity.WARNING, f"names {what} {entry.version}; a warm-up runs on the version that loads it")
 
 
-def _examples(method: str) -> Callable[[Entry, bytes], None]:
-    """Reads ClassificationRequest and RegressionRequest: model_spec 1, input 2."""
-
-    def read(entry: Entry, body: bytes) -> None:
-        spec = _spec(body)
-        signature = wire_signature("tfserving", spec.name, method, spec.signature_name, (_EXAMPLES_INPUT,), ())
-        entry.take(Call(signature, ()))
-        _count_examples(entry, body)
-        choice = spec.WhichOneof("version_choice")
-        _names_version(entry, str(spec.version.value) if choice == "version" else "", spec.version_label)
-
-    return read
-
-
-def _multi_inference(entry: Entry, body: bytes) -> None:
-    """MultiInferenceRequest: tasks 1 (model_spec 1, method_name 2), input 2."""
-    models, tasks = set(), []
-    for task in _values(body, 1):
-        spec = _spec(task)
-        method = b"".join(_values(task, 2)[-1:]).decode("utf-8", "replace")
-        models.add(spec.name)
-        tasks.append(f"{spec.signature_name or 'serving_default'}:{method.rpartition('/')[2]}")
-    if len(models) != 1 or "" in models:
-        entry.remark(Severity.ERROR, "its tasks do not name one model, which TF Serving refuses: no load; remove it")
-    name = next(iter(models)) if len(models) == 1 else ""
-    entry.take(
-        Call(wire_signature("tfserving", name, "MultiInference", "+".join(sorted(tasks)), (_EXAMPLES_INPUT,), ()), ())
-    )
-    _count_examples(entry, body)
-
-
-def _count_examples(entry: Entry, body: bytes) -> None:
-    """Input: example_list 1 or example_list_with_context 2; of both the examples are 1."""
-    message = b"".join(_values(body, 2))
-    count = sum(len(_values(listed, 1)) for number in (1, 2) for listed in _values(message, number))
-    entry.shapes = f"{_EXAMPLES_INPUT}:Example[{count}]"
-    if not count:
-        entry.remark(Severity.ERROR, "holds no example, which TF Serving refuses: no load; remove it")
-
-
-def _spec(message: bytes) -> Any:
-    """The ModelSpec in field 1. Raises DecodeError, WireError."""
-    return messages.ModelSpec.FromString(b"".join(_values(message, 1)))
-
-
-def _values(message: bytes, number: int) -> list[bytes]:
-    """The payloads of a length-delimited field. Raises WireError."""
-    return [
-        message[field.value : field.end]
-        for field in fields(message)
-        if field.number == number and field.wire_type == LENGTH
-    ]
-
-
-_READERS: Final[dict[str, Callable[[Entry, bytes], None]]] = {
-    "predict_log": _predict,
-    "classify_log": _examples("Classify"),
-    "regress_log": _examples("Regress"),
-    "multi_inference_log": _multi_inference,
+#: Method -> what to say of its records.
+_REMARKS: Final[dict[str, Callable[[Entry, Call], None]]] = {
+    "Predict": _predict,
+    "Classify": _examples,
+    "Regress": _examples,
+    "MultiInference": _multi_inference,
 }

@@ -7,10 +7,10 @@ with one executor key one stands for all: one that was seen to succeed before on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from capture.export.base import Candidate, LeftOut, Record, Selection
-from capture.signature import ExecutorKey, Misfit, SignatureDef, executor_key
+from capture.signature import ExecutorKey, Misfit, SignatureDef, WireSignature, executor_key
 from capture.store.base import StoredSignature
 
 
@@ -23,10 +23,11 @@ def select(
     defs: Mapping[str, SignatureDef] | None = None,
     unproven: bool = False,
     limit: int | None = None,
+    refuses: Callable[[WireSignature], str] = lambda _: "",
 ) -> Selection:
     """Choose among the signatures of a server family, None for any. ``version`` is the one to warm: its own samples win
     over carried ones, and with ``only_version`` no others are used. ``unproven`` lets requests in that were never seen
-    to succeed. ``limit`` cuts the least used.
+    to succeed. ``limit`` cuts the least used. ``refuses`` says why a file cannot hold a signature, "" if it can.
 
     Every wire signature of it is accounted for: it is a record, covered by one, or left out with the reason."""
     groups: dict[str, list[StoredSignature]] = {}
@@ -37,6 +38,9 @@ def select(
     left_out: list[LeftOut] = []
     for digest, group in groups.items():
         hits = sum(row.hits for row in group)
+        if why := refuses(group[0].signature):
+            left_out.append(LeftOut(group[0].key, group[0].signature, hits, why))
+            continue
         choices = sorted(_Choice(row, hits, version) for row in group if row.sample_at is not None)
         usable = [choice for choice in choices if choice.proven or unproven]
         if not usable:

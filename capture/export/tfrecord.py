@@ -16,6 +16,7 @@ import crc32c
 
 from capture.export.base import ExportError, OutFile, Record
 from capture.schema.wire import LENGTH, WireError, fields, length_delimited
+from capture.signature import WireSignature
 from capture.store.base import Sample
 
 #: Where TF Serving looks (saved_model_warmup_util.cc: GetWarmupRequestsFile), below the version directory.
@@ -23,10 +24,29 @@ WARMUP_PATH: Final = "assets.extra/tf_serving_warmup_requests"
 #: saved_model_warmup_util.h: kMaxNumRecords. One more fails the load of the model.
 MAX_RECORDS: Final = 1000
 
-# Field numbers: PredictionLog.predict_log, PredictLog.request, PredictRequest.model_spec, ModelSpec.{version,label}.
-_PREDICT_LOG: Final = 6
+#: Method -> field number of its log in PredictionLog: those that the server runs (saved_model_warmup.cc); any other
+#: fails the load.
+LOG_FIELDS: Final = {"Predict": 6, "Classify": 2, "Regress": 3, "MultiInference": 4}
+#: The same by the log's name.
+LOG_METHODS: Final = {
+    "predict_log": "Predict",
+    "classify_log": "Classify",
+    "regress_log": "Regress",
+    "multi_inference_log": "MultiInference",
+}
+#: Why other methods cannot stand in a warm-up file.
+UNWARMED: Final = {
+    "SessionRun": (
+        "a warm-up file cannot hold SessionRun: the server answers UNIMPLEMENTED (Unsupported log_type for warmup: 5)"
+        " and the model does not load"
+    )
+}
+
+# Field numbers: PredictLog.request (the same in every log), model_spec (of a request, and of an InferenceTask),
+# MultiInferenceRequest.tasks, ModelSpec.{version,label}.
 _REQUEST: Final = 1
 _MODEL_SPEC: Final = 1
+_TASKS: Final = 1
 _VERSION_CHOICE: Final = frozenset({2, 4})
 
 _LENGTH: Final = struct.Struct("<Q")
@@ -78,24 +98,36 @@ def read_places(data: bytes) -> Iterator[tuple[int, bytes]]:
         yield begin, record
 
 
-def strip_version(request: bytes) -> bytes:
-    """A PredictRequest without the version choice of its model_spec; every other byte stays. Raises WireError."""
+def strip_version(request: bytes, method: str = "Predict") -> bytes:
+    """A request without the version choice of its model_spec (MultiInference: of each task's); every other byte stays.
+    Raises WireError."""
+    if method != "MultiInference":
+        return _strip(request)
+    return b"".join(
+        length_delimited(_TASKS, _strip(request[field.value : field.end]))
+        if field.number == _TASKS and field.wire_type == LENGTH
+        else request[field.start : field.end]
+        for field in fields(request)
+    )
+
+
+def _strip(message: bytes) -> bytes:
     spec = b""
     rest = []
-    for field in fields(request):
+    for field in fields(message):
         if field.number == _MODEL_SPEC and field.wire_type == LENGTH:
             # Occurring twice they merge, and concatenation is what merging means on the wire.
-            for part in fields(request, field.value, field.end):
+            for part in fields(message, field.value, field.end):
                 if part.number not in _VERSION_CHOICE:
-                    spec += request[part.start : part.end]
+                    spec += message[part.start : part.end]
         else:
-            rest.append(request[field.start : field.end])
+            rest.append(message[field.start : field.end])
     return length_delimited(_MODEL_SPEC, spec) + b"".join(rest)
 
 
-def prediction_log(request: bytes) -> bytes:
-    """A PredictionLog with this PredictRequest as ``predict_log.request``. Raises WireError."""
-    return length_delimited(_PREDICT_LOG, length_delimited(_REQUEST, strip_version(request)))
+def prediction_log(request: bytes, method: str = "Predict") -> bytes:
+    """A PredictionLog with this method's request as ``<method>_log.request``. Raises WireError."""
+    return length_delimited(LOG_FIELDS[method], length_delimited(_REQUEST, strip_version(request, method)))
 
 
 class TFRecordFormat:
@@ -107,6 +139,10 @@ class TFRecordFormat:
     max_records: int | None = MAX_RECORDS
     loads: int | None = None
     note = f"TF Serving reads it as <version directory>/{WARMUP_PATH} when it loads the version"
+
+    def refuses(self, signature: WireSignature) -> str:
+        method = signature.method
+        return "" if method in LOG_FIELDS else UNWARMED.get(method, f"a warm-up file cannot hold {method}")
 
     def write(self, records: list[tuple[Record, Sample]]) -> list[OutFile]:
         return [OutFile("", b"".join(frame(self._log(record, sample)) for record, sample in records))]
@@ -121,9 +157,10 @@ class TFRecordFormat:
 
     @staticmethod
     def _log(record: Record, sample: Sample) -> bytes:
-        if record.signature.method != "Predict":
-            raise ExportError(f"{record.key.digest}: {record.signature.method} cannot be warmed up by a warm-up file")
+        method = record.signature.method
+        if why := TFRecordFormat().refuses(record.signature):
+            raise ExportError(f"{record.key.digest}: {why}")
         try:
-            return prediction_log(sample.body)
+            return prediction_log(sample.body, method)
         except WireError as error:
-            raise ExportError(f"{record.key.digest}: its stored request is not a PredictRequest ({error})") from None
+            raise ExportError(f"{record.key.digest}: its stored request is none of {method} ({error})") from None

@@ -20,6 +20,8 @@ FIXED32: Final = 5
 MAX_VARINT_BYTES: Final = 10
 #: Top-level fields of a request: an entry for each input, a name for each output. Real ones have at most hundreds.
 MAX_FIELDS: Final = 10_000
+#: No message is longer (protobuf.dev, "Proto Limits").
+MAX_MESSAGE_BYTES: Final = 2**31 - 1
 #: Messages up to this many bytes are not looked through for their number of fields.
 UNCROWDED_BYTES: Final = 128 << 10
 
@@ -124,6 +126,29 @@ def crowded(data: bytes) -> bool:
     return at < end
 
 
+def count_fields(data: bytes, start: int, end: int, number: int, limit: int) -> int:
+    """How many length-delimited fields ``number`` the message ``data[start:end]`` has; ``limit`` where it has that many
+    fields of any kind or more (a hostile message has millions). Raises WireError on what is malformed up to there."""
+    wanted = number << 3 | LENGTH
+    count = 0
+    at = start
+    for _ in range(limit):
+        if at >= end:
+            break
+        begin = at
+        if data[at] == wanted and at + 1 < end and data[at + 1] < 0x80:
+            # The usual field: tag and length of one byte each.
+            at += 2 + data[at + 1]
+            count += 1
+        else:
+            field = next(fields(data, at, end))
+            at = field.end
+            count += field.number == number and field.wire_type == LENGTH
+        if at > end:
+            raise WireError(f"field {number} at byte {begin} runs past the end")
+    return count if at >= end else limit
+
+
 def _group_end(data: bytes | memoryview, at: int, stop: int, number: int) -> int:
     """The offset behind the end of the group ``number`` that began before ``at``. Groups nest; no recursion."""
     begin = at
@@ -185,8 +210,8 @@ class FieldProbe:
                 at += step
             elif self._keep:
                 step = min(self._keep, size - at)
-                self._value += data[at : at + step]
                 self._keep -= step
+                self._kept(data[at : at + step])
                 at += step
             else:
                 moved = self._tag(data, at, size)
@@ -194,6 +219,10 @@ class FieldProbe:
                     self._held = data[at:]
                     return
                 at = moved
+
+    def _kept(self, data: bytes) -> None:
+        """Some bytes of the wanted field; ``_keep`` is what is still to come of it."""
+        self._value += data
 
     def _tag(self, data: bytes, at: int, size: int) -> int:
         """Read a tag and what it announces; the offset behind it, or -1 when more bytes are needed."""
@@ -227,8 +256,34 @@ class FieldProbe:
         return at_value
 
     @property
+    def between(self) -> bool:
+        """Whether what was fed ends where a field ends."""
+        return not (self.failed or self._held or self._keep or self._skip)
+
+    @property
     def value(self) -> bytes | None:
         """The wanted field's payload; None when it was absent, cut off, too long or not protobuf."""
-        if self.failed or self._held or self._keep or self._skip or not self._value:
-            return None
-        return self._value
+        return self._value if self._value and self.between else None
+
+
+class NestedProbe(FieldProbe):
+    """Reads one length-delimited field ``inner`` of every message in the top-level field ``number``.
+
+    Made for MultiInferenceResponse, where the model_spec stands in each of ``results``. Holds what a
+    :class:`FieldProbe` for ``inner`` holds: the messages themselves are passed through.
+    """
+
+    __slots__ = ("_inner",)
+
+    def __init__(self, number: int, inner: int, max_bytes: int) -> None:
+        super().__init__(number, MAX_MESSAGE_BYTES)
+        self._inner = FieldProbe(inner, max_bytes)
+
+    def _kept(self, data: bytes) -> None:
+        self._inner.feed(data)
+        if not self._keep and not self._inner.between:
+            self.failed = True
+
+    @property
+    def value(self) -> bytes | None:
+        return self._inner.value if self.between else None

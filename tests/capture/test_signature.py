@@ -216,6 +216,96 @@ def test_a_key_prints_on_one_line() -> None:
     assert str(executor_key(wire(["x"], ["z"]), DEFS)) == "feed (in_s:0, in_x:0) fetch (z:0)"
 
 
+#: Signatures of tf.Examples, as models have them: each with a placeholder of its own, or all with one.
+OF_EXAMPLES = {
+    "serving_default": SignatureDef({"inputs": "ex:0"}, {"classes": "c:0", "scores": "s:0"}),
+    "scores": SignatureDef({"inputs": "ex:0"}, {"scores": "s:0", "other": "o:0"}),
+    "classes": SignatureDef({"inputs": "ex2:0"}, {"classes": "c2:0"}),
+    "same": SignatureDef({"inputs": "ex:0"}, {"classes": "s:0", "scores": "s:0"}),
+    "value": SignatureDef({"inputs": "ex:0"}, {"outputs": "v:0"}),
+    "value2": SignatureDef({"inputs": "ex2:0"}, {"outputs": "v2:0"}),
+    "two inputs": SignatureDef({"inputs": "ex:0", "x": "x:0"}, {"outputs": "v:0", "scores": "s:0"}),
+    "x": SignatureDef({"x": "ex:0"}, {"outputs": "v:0"}),
+    "three": SignatureDef({"inputs": "ex:0"}, {"classes": "c:0", "scores": "s:0", "z": "z:0"}),
+    "neither": SignatureDef({"inputs": "ex:0"}, {"z": "z:0"}),
+}
+
+
+def examples(method: str, name: str = "") -> WireSignature:
+    return wire(["inputs"], method=method, name=name)
+
+
+def tasks(*asked: str) -> WireSignature:
+    return wire(["inputs"], list(asked), method="MultiInference")
+
+
+def ran(inputs: list[str], outputs: list[str]) -> WireSignature:
+    return wire(inputs, outputs, method="SessionRun")
+
+
+@pytest.mark.parametrize(
+    ("signature", "feeds", "fetches"),
+    [
+        (examples("Classify"), ["ex:0"], ["c:0", "s:0"]),
+        (examples("Classify", "scores"), ["ex:0"], ["s:0"]),
+        (examples("Classify", "classes"), ["ex2:0"], ["c2:0"]),
+        (examples("Classify", "same"), ["ex:0"], ["s:0", "s:0"]),
+        (examples("Regress", "value"), ["ex:0"], ["v:0"]),
+        (tasks("classify:serving_default"), ["ex:0"], ["c:0", "s:0"]),
+        (tasks("classify:same"), ["ex:0"], ["s:0"]),
+        (tasks("classify:scores", "regress:value"), ["ex:0"], ["s:0", "v:0"]),
+        (tasks("regress:value2", "classify:scores", "classify:serving_default"), ["ex2:0", "ex:0"],
+         ["c:0", "s:0", "v2:0"]),
+    ],
+)  # fmt: skip
+def test_the_executor_key_of_requests_of_examples(
+    signature: WireSignature, feeds: list[str], fetches: list[str]
+) -> None:
+    assert executor_key(signature, OF_EXAMPLES) == ExecutorKey(tuple(feeds), tuple(fetches))
+
+
+def test_predict_on_the_same_signature_shares_the_executor() -> None:
+    assert executor_key(examples("Classify"), OF_EXAMPLES) == executor_key(wire(["inputs"]), OF_EXAMPLES)
+    assert executor_key(examples("Classify", "scores"), OF_EXAMPLES) == executor_key(
+        wire(["inputs"], ["scores"], name="scores"), OF_EXAMPLES
+    )
+    assert executor_key(examples("Regress", "value"), OF_EXAMPLES) == executor_key(ran(["ex:0"], ["v:0"]), OF_EXAMPLES)
+
+
+def test_the_executor_key_of_session_run_is_its_names() -> None:
+    assert executor_key(ran(["b", "a:0"], ["y", "^init", "y"]), {}) == ExecutorKey(("a:0", "b"), ("y", "y"), ("init",))
+    assert str(executor_key(ran(["x"], ["y", "^init"]), {})) == "feed (x) fetch (y) run (init)"
+    assert executor_key(ran(["x"], ["y"]), {}) != executor_key(ran(["x"], ["^y"]), {})
+
+
+@pytest.mark.parametrize(
+    ("signature", "reason"),
+    [
+        (examples("Classify", "gone"), 'no signature "gone" (it has: '),
+        (tasks("regress:gone"), 'no signature "gone" (it has: '),
+        (examples("Classify", "two inputs"), "Classify: expected one input tensor, it has 2"),
+        (examples("Classify", "three"), "Classify: expected one or two output tensors, found 3"),
+        (examples("Classify", "x"), 'Classify: no classification inputs found: its input is not named "inputs"'),
+        (
+            examples("Classify", "neither"),
+            'Classify: expected outputs to contain at least one of "classes" or "scores"',
+        ),
+        (examples("Regress", "two inputs"), "Regress: expected one input tensor, it has 2"),
+        (examples("Regress"), "Regress: expected one output tensor, it has 2"),
+        (examples("Regress", "x"), 'Regress: no regression inputs found: its input is not named "inputs"'),
+        (examples("Regress", "neither"), 'Regress: no regression outputs found: its output is not named "outputs"'),
+        (tasks("classify:scores", "regress:neither"), "Regress: no regression outputs found"),
+        (tasks("classify:scores", "classify:scores"), 'signature "scores" is evaluated twice'),
+        (ran(["@x"], ["@y"]), "its tensor names are aliases, and how a server looks them up is not public"),
+        (ran([], ["^@y"]), "its tensor names are aliases"),
+    ],
+)
+def test_what_a_version_would_refuse_of_the_other_methods(signature: WireSignature, reason: str) -> None:
+    with pytest.raises(Misfit) as caught:
+        executor_key(signature, OF_EXAMPLES)
+    assert str(caught.value).startswith(reason)
+
+
 # --- explaining a difference ---
 
 

@@ -14,7 +14,7 @@ from capture.export.manifest import MANIFEST_SUFFIX
 from capture.export.tfrecord import WARMUP_PATH, read_records
 from capture.schema import messages
 from capture.store.base import Batch, open_store
-from replay.trial import run_trial
+from replay.trial import Request, run_trial
 from tests.replay.test_signature_matrix import tfserving
 from tests.replay.test_verify import fill
 from tests.support.processes import capture
@@ -136,14 +136,14 @@ def test_a_record_that_crashes_tensorflow_is_blamed_alone(
         "if 'replay.trial' in ' '.join(sys.orig_argv):\n"
         "    from replay import calls\n"
         "    true = calls.run_counted\n"
-        "    def run(executor, caller, body):\n"
+        "    def run(executor, caller, body, method):\n"
         "        if b'crash' in body:\n"
         "            os.abort()\n"
-        "        return true(executor, caller, body)\n"
+        "        return true(executor, caller, body, method)\n"
         "    calls.run_counted = run\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    trial = run_trial(edge, "tfserving", [RUNS[0], b"crash", RUNS[1]])
+    trial = run_trial(edge, "tfserving", [Request("Predict", body) for body in (RUNS[0], b"crash", RUNS[1])])
     assert trial.results[0].error == trial.results[2].error == ""
     assert trial.results[1].error == "TensorFlow crashed on it (exit -6)"
     assert trial.level == "executor"

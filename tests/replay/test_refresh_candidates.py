@@ -23,7 +23,7 @@ from capture.store.base import Batch, Store
 from replay import refresh as module
 from replay.refresh import refresh, refresh_version
 from replay.tf_protos import TensorFlowMissing
-from replay.trial import Trial, TrialError, Tried
+from replay.trial import Request, Trial, TrialError, Tried
 from tests.support.calls import predict
 from tests.support.processes import ROOT
 from tests.support.stores import add, filled, signature
@@ -62,8 +62,9 @@ class Script:
     def __init__(self) -> None:
         self.rounds: list[list[bytes]] = []
 
-    def __call__(self, _: Path, __: str, bodies: list[bytes]) -> Trial:
-        self.rounds.append(list(bodies))
+    def __call__(self, _: Path, __: str, requests: list[Request]) -> Trial:
+        bodies = [one.body for one in requests]
+        self.rounds.append(bodies)
         return Trial("executor", "2.21", [Tried("INVALID_ARGUMENT: bad" if b"bad" in one else "") for one in bodies])
 
 

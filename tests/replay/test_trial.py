@@ -13,7 +13,7 @@ import pytest
 
 from replay import trial
 from replay.tf_protos import TensorFlowMissing
-from replay.trial import TrialError, run_trial
+from replay.trial import Request, TrialError, run_trial
 from tests.support.processes import ROOT
 
 pytestmark = pytest.mark.server
@@ -28,7 +28,8 @@ if folder.endswith("crash"): os._exit(3)
 if folder.endswith("broken"): print(json.dumps({"error": "no saved_model.pb"}), flush=True); sys.exit()
 print(json.dumps({"level": "executor", "tensorflow": "2.21"}), flush=True)
 while len(size := read.read(4)) == 4:
-    body = read.read(int.from_bytes(size, "big"))
+    method, _, body = read.read(int.from_bytes(size, "big")).partition(b"\\0")
+    assert method == b"Predict"
     if body == b"die": os.kill(os.getpid(), 6)
     if body == b"hang":
         open(sys.argv[0] + ".pid", "w").write(str(os.getpid())); os.kill(os.getppid(), signal.SIGUSR1); signal.pause()
@@ -50,14 +51,18 @@ def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial.sys, "executable", str(wrapper))
 
 
+def requests(*bodies: bytes) -> list[Request]:
+    return [Request("Predict", body) for body in bodies]
+
+
 def test_every_record_is_run_once_in_order(tmp_path: Path) -> None:
-    done = run_trial(tmp_path, "tfserving", [b"a", b"bad", b"ccc", b"x" * 300_000])
+    done = run_trial(tmp_path, "tfserving", requests(b"a", b"bad", b"ccc", b"x" * 300_000))
     assert (done.level, done.tensorflow) == ("executor", "2.21")
     assert [(one.error, one.builds) for one in done.results] == [("", 1), ("refused", 3), ("", 3), ("", 300_000)]
 
 
 def test_a_record_that_kills_the_child_is_to_blame_alone(tmp_path: Path) -> None:
-    done = run_trial(tmp_path, "tfserving", [b"die", b"a", b"die", b"junk", b"b"])
+    done = run_trial(tmp_path, "tfserving", requests(b"die", b"a", b"die", b"junk", b"b"))
     assert [one.error for one in done.results] == [
         "TensorFlow crashed on it (exit -6)",
         "",
@@ -68,32 +73,32 @@ def test_a_record_that_kills_the_child_is_to_blame_alone(tmp_path: Path) -> None
 
 
 def test_the_last_record_may_be_the_one_that_crashes(tmp_path: Path) -> None:
-    done = run_trial(tmp_path, "tfserving", [b"a", b"die"])
+    done = run_trial(tmp_path, "tfserving", requests(b"a", b"die"))
     assert [bool(one.error) for one in done.results] == [False, True]
 
 
 def test_a_child_that_dies_between_two_records(tmp_path: Path) -> None:
     # It reads no more when it answers: writing fails, and nothing may come of the bytes that are left over.
     for size in (1, 300_000):
-        done = run_trial(tmp_path, "tfserving", [b"last", b"x" * size, b"a"])
+        done = run_trial(tmp_path, "tfserving", requests(b"last", b"x" * size, b"a"))
         assert [one.error.partition("(")[0] for one in done.results] == ["", "TensorFlow crashed on it ", ""]
 
 
 def test_no_records_still_say_whether_the_model_loads(tmp_path: Path) -> None:
-    assert run_trial(tmp_path, "tfserving", []).level == "executor"
+    assert run_trial(tmp_path, "tfserving", requests()).level == "executor"
     with pytest.raises(TrialError, match=r"^no saved_model.pb$"):
-        run_trial(tmp_path / "broken", "tfserving", [])
+        run_trial(tmp_path / "broken", "tfserving", requests())
 
 
 def test_a_model_that_crashes_while_loading(tmp_path: Path) -> None:
     with pytest.raises(TrialError, match=r"TensorFlow crashed while loading it$"):
-        run_trial(tmp_path / "crash", "tfserving", [b"a"])
+        run_trial(tmp_path / "crash", "tfserving", requests(b"a"))
 
 
 def test_too_many_crashes_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "MAX_CRASHES", 2)
     with pytest.raises(TrialError, match=r"TensorFlow crashed on 3 records; nothing was published$"):
-        run_trial(tmp_path, "tfserving", [b"die"] * 5)
+        run_trial(tmp_path, "tfserving", requests(*[b"die"] * 5))
 
 
 def test_an_end_from_outside_does_not_wait_for_the_child(tmp_path: Path) -> None:
@@ -103,7 +108,7 @@ def test_an_end_from_outside_does_not_wait_for_the_child(tmp_path: Path) -> None
     before = signal.signal(signal.SIGUSR1, end)
     try:
         with pytest.raises(SystemExit):
-            run_trial(tmp_path, "tfserving", [b"a", b"hang", b"b"])
+            run_trial(tmp_path, "tfserving", requests(b"a", b"hang", b"b"))
     finally:
         signal.signal(signal.SIGUSR1, before)
     with pytest.raises(ProcessLookupError):
@@ -114,7 +119,7 @@ def test_without_tensorflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
     with pytest.raises(TensorFlowMissing, match=r"^TensorFlow is not installed here: pip install"):
-        run_trial(tmp_path, "tfserving", [b"a"])
+        run_trial(tmp_path, "tfserving", requests(b"a"))
 
 
 #: As it was before the script took its place.

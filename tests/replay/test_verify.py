@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from capture.commands.export import export
-from capture.dialects import tfserving_grpc
+from capture.dialects import tfserving_calls
 from capture.dialects.base import Route
 from capture.dialects.table import BY_NAME
 from capture.export.manifest import MANIFEST_SUFFIX
@@ -107,9 +107,9 @@ def test_a_signature_that_ignores_the_output_filter_is_found_out(
     edge: Path, tmp_path: Path, warmup: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mutation: with one signature for all filters the export keeps one record, and verify names what is missing."""
-    true = tfserving_grpc.wire_signature
+    true = tfserving_calls.wire_signature
     with monkeypatch.context() as patch:
-        patch.setattr(tfserving_grpc, "wire_signature", lambda *values: true(*values[:-1], []))
+        patch.setattr(tfserving_calls, "wire_signature", lambda *values: true(*values[:-1], []))
         store = fill(tmp_path / "store", "tfserving", SENT[:2], HELD[:2])
         exported(store, warmup, edge)
     assert len(open_store(str(store)).signatures()) == 1

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from hpack.huffman import HuffmanEncoder
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 
+from capture.schema import messages
 from capture.schema.wire import length_delimited
-from tests.support.calls import eas, predict, predict_response
+from tests.support.calls import REGRESS, eas, predict, predict_response
 from tests.support.tap_frames import PREDICT, Flow, GrpcFlow
 from tests.support.wire_h2 import PREFACE, continuation, data, frame, headers, rst, settings
 
@@ -330,6 +331,21 @@ def million_inputs() -> Iterator[Flow]:
     """A PredictRequest of a million inputs."""
     entries = b"".join(length_delimited(2, length_delimited(1, b"%d" % number)) for number in range(1_000_000))
     yield from calls(predict() + entries)
+
+
+@attack(peak=160 * MIB, counted={"requests_undecodable": 3})
+def million_examples() -> Iterator[Flow]:
+    """A ClassificationRequest of 16 million empty examples, a MultiInferenceRequest of a million tasks, and one whose
+    Input has a million parts."""
+    spec = length_delimited(1, messages.ModelSpec(name="m").SerializeToString())
+    flow = GrpcFlow(1)
+    listed = length_delimited(2, length_delimited(1, b"\x0a\x00" * (16 * MIB)))
+    tasks = length_delimited(1, spec + length_delimited(2, REGRESS.encode())) * 1_000_000
+    parts = length_delimited(2, b"\x0a\x02\x0a\x00" * 1_000_000)
+    for method, body in (("Classify", spec + listed), ("MultiInference", tasks), ("Regress", spec + parts)):
+        path = f"/tensorflow.serving.PredictionService/{method}"
+        flow.answer(flow.request(body, path=path), predict_response())
+    yield flow
 
 
 @attack(peak=96 * MIB, counted={"requests_undecodable": 1})

@@ -54,6 +54,63 @@ def predict_request(
     return request
 
 
+def census_input(rows: int = 1, *, context: bool = False, age: float = 30.0) -> Any:
+    """An Input of tf.Examples for the census model; with ``context`` the job is shared by all of them."""
+    made = tf_protos.load("tensorflow_serving.apis.input_pb2").Input()
+    listed = made.example_list_with_context if context else made.example_list
+    for row in range(rows):
+        features = listed.examples.add().features.feature
+        features["age"].float_list.value.append(age + row)
+        if not context:
+            features["job"].bytes_list.value.append(b"clerk")
+    if context:
+        listed.context.features.feature["job"].bytes_list.value.append(b"nurse")
+    return made
+
+
+def examples_request(
+    method: str, signature: str, given: Any, *, model: str = "census", version: int | None = None
+) -> Any:
+    """A ClassificationRequest or RegressionRequest."""
+    module, name = {
+        "Classify": ("classification_pb2", "ClassificationRequest"),
+        "Regress": ("regression_pb2", "RegressionRequest"),
+    }[method]
+    request = getattr(tf_protos.load(f"tensorflow_serving.apis.{module}"), name)()
+    request.model_spec.name = model
+    request.model_spec.signature_name = signature
+    if version is not None:
+        request.model_spec.version.value = version
+    request.input.CopyFrom(given)
+    return request
+
+
+def tasks_request(tasks: Sequence[tuple[str, str]], given: Any, *, model: str = "census") -> Any:
+    """A MultiInferenceRequest of (``classify`` or ``regress``, signature) each."""
+    request = tf_protos.load("tensorflow_serving.apis.inference_pb2").MultiInferenceRequest()
+    for kind, signature in tasks:
+        task = request.tasks.add(method_name=f"tensorflow/serving/{kind}")
+        task.model_spec.name = model
+        task.model_spec.signature_name = signature
+    request.input.CopyFrom(given)
+    return request
+
+
+def session_request(feeds: Mapping[str, Any], fetches: Sequence[str], *, model: str = "census") -> Any:
+    """A SessionRunRequest."""
+    request = tf_protos.load("tensorflow_serving.apis.session_service_pb2").SessionRunRequest(fetch=fetches)
+    request.model_spec.name = model
+    for name, proto in feeds.items():
+        request.feed.add(name=name).tensor.CopyFrom(proto)
+    return request
+
+
+def serialized_examples(given: Any) -> Any:
+    """What Classify and Regress feed for an Input without a context, as the TensorProto of a Predict."""
+    examples = [example.SerializeToString() for example in given.example_list.examples]
+    return tensor(DT_STRING, [len(examples)], examples)
+
+
 def prediction_log(request: Any) -> bytes:
     """A PredictionLog with only ``predict_log.request``, as a warm-up record."""
     log = tf_protos.load("tensorflow_serving.apis.prediction_log_pb2").PredictionLog()

@@ -22,7 +22,7 @@ from capture.schema import messages
 from capture.schema.wire import length_delimited
 from capture.signature import WireSignature, wire_signature
 from capture.store.base import Batch, Sample
-from tests.support.calls import eas, predict
+from tests.support.calls import eas, of_examples, predict
 from tests.support.stores import add, body_of, filled, key_of, sample, signature
 
 A, B, C = signature(["a"]), signature(["a", "model_version_id"]), signature()
@@ -147,6 +147,7 @@ def log(field: int, request: bytes) -> bytes:
 SPEC = length_delimited(1, messages.ModelSpec(name="m", signature_name="s").SerializeToString())
 EXAMPLES = length_delimited(2, length_delimited(1, length_delimited(1, b"") * 2))
 TASK = length_delimited(1, SPEC + length_delimited(2, b"tensorflow/serving/regress"))
+NAMELESS = length_delimited(1, length_delimited(2, b"tensorflow/serving/regress"))
 
 
 @pytest.mark.parametrize(
@@ -154,11 +155,18 @@ TASK = length_delimited(1, SPEC + length_delimited(2, b"tensorflow/serving/regre
     [
         (log(2, SPEC + EXAMPLES), "classify_log", "Classify m/s (inputs) -> (*)", []),
         (log(3, SPEC + EXAMPLES), "regress_log", "Regress m/s (inputs) -> (*)", []),
-        (log(4, TASK + EXAMPLES), "multi_inference_log", "MultiInference m/s:regress (inputs) -> (*)", []),
+        (log(4, TASK + EXAMPLES), "multi_inference_log", "MultiInference m (inputs) -> (regress:s)", []),
+        (log(4, TASK + TASK + EXAMPLES), "multi_inference_log", "MultiInference m (inputs) -> (regress:s, regress:s)",
+         ["error: asks twice for a signature, which TF Serving refuses: no load; remove it"]),
+        (log(4, NAMELESS + EXAMPLES), "multi_inference_log", "MultiInference  (inputs) -> (regress:serving_default)",
+         ["error: its tasks do not name a model, which TF Serving refuses: no load; remove it"]),
+        (log(2, of_examples(version=3)), "classify_log", "Classify m/serving_default (inputs) -> (*)",
+         ["warning: names version 3; a warm-up runs on the version that loads it"]),
+        (log(2, of_examples(model="")), "classify_log", "Classify /serving_default (inputs) -> (*)", []),
         (log(3, SPEC), "regress_log", "Regress m/s (inputs) -> (*)",
          ["error: holds no example, which TF Serving refuses: no load; remove it"]),
-        (log(4, EXAMPLES), "multi_inference_log", "MultiInference /serving_default (inputs) -> (*)",
-         ["error: its tasks do not name one model, which TF Serving refuses: no load; remove it"]),
+        (log(4, EXAMPLES), "multi_inference_log", "None",
+         ["error: its request cannot be read (no tasks); remove it"]),
         (log(5, b""), "session_run_log", "None",
          ["error: is a session_run_log, which TF Serving refuses: no load; remove it"]),
         (log(7, b""), "predict_streamed_log", "None",

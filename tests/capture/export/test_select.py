@@ -6,7 +6,7 @@ from capture.export.base import Selection
 from capture.export.manifest import covered_calls
 from capture.export.select import select
 from capture.export.table import FORMATS
-from capture.signature import SignatureDef
+from capture.signature import SignatureDef, wire_signature
 from capture.store.base import StoredSignature
 from tests.support.stores import key_of, signature
 
@@ -122,3 +122,16 @@ def test_what_does_not_fit_is_left_out_with_the_servers_reason() -> None:
     found = choose(row("w"), row(inputs=("x", "u"), hits=2), row("a"), defs=DEFS)
     assert [one.reason for one in found.left_out] == ["does not fit: no input u", "does not fit: no output w"]
     assert len(found.records) == 1
+
+
+def test_what_the_format_cannot_hold_is_left_out_with_the_reason() -> None:
+    found = choose(
+        row("a", hits=2), row("b", hits=3), refuses=lambda one: "cannot be held" if one.outputs == ("b",) else ""
+    )
+    assert lines(found) == [(("a",), "1", 2)]
+    assert [(one.signature.outputs, one.hits, one.reason) for one in found.left_out] == [(("b",), 3, "cannot be held")]
+    session = wire_signature("tfserving", "m", "SessionRun", "", ["x:0"], ["y:0"])
+    assert "UNIMPLEMENTED" in FORMATS["tfrecord"].refuses(session)
+    for method in ("Predict", "Classify", "Regress", "MultiInference"):
+        assert FORMATS["tfrecord"].refuses(wire_signature("tfserving", "m", method, "", ["x"], ["y"])) == ""
+    assert FORMATS["jsonl"].refuses(session) == ""

@@ -26,7 +26,7 @@ from capture.schema import messages
 from capture.schema.wire import length_delimited
 from capture.store.base import Sample
 from replay import tf_protos
-from tests.support.calls import predict
+from tests.support.calls import CLASSIFY, REGRESS, multi_inference, of_examples, predict
 from tests.support.stores import body_of, key_of, sample, signature
 from tests.support.tf_models import ROOT
 from tests.support.tf_requests import predict_request, ranking_inputs
@@ -143,6 +143,48 @@ def test_a_model_spec_in_two_parts_is_merged() -> None:
     assert not stripped.model_spec.HasField("version")
 
 
+@pytest.mark.parametrize(
+    ("method", "log_type", "module", "name"),
+    [
+        ("Classify", "classify_log", "classification", "ClassificationRequest"),
+        ("Regress", "regress_log", "regression", "RegressionRequest"),
+    ],
+)
+@pytest.mark.parametrize("context", [None, [("job", b"clerk")]])
+def test_a_request_of_examples_loses_its_version_only(
+    method: str, log_type: str, module: str, name: str, context: list[tuple[str, bytes]] | None
+) -> None:
+    body = of_examples([(("age", 1.0),)] * 3, signature="s", version=7, context=context)
+    log = real_log(prediction_log(body, method))
+    assert log.WhichOneof("log_type") == log_type
+    sent = getattr(tf_protos.load(f"tensorflow_serving.apis.{module}_pb2"), name).FromString(body)
+    assert sent.model_spec.version.value == 7
+    sent.model_spec.ClearField("version_choice")
+    assert getattr(log, log_type).request == sent
+
+
+def test_each_task_loses_its_version_only() -> None:
+    body = multi_inference((CLASSIFY, "a"), (REGRESS, "b"), examples=[(("age", 1.0),)] * 3, version=7)
+    log = real_log(prediction_log(body, "MultiInference"))
+    assert log.WhichOneof("log_type") == "multi_inference_log"
+    sent = tf_protos.load("tensorflow_serving.apis.inference_pb2").MultiInferenceRequest.FromString(body)
+    for task in sent.tasks:
+        assert task.model_spec.version.value == 7
+        task.model_spec.ClearField("version_choice")
+    assert log.multi_inference_log.request == sent
+    assert {task.model_spec.name for task in log.multi_inference_log.request.tasks} == {"m"}
+
+
+def test_the_bytes_of_examples_and_tasks_are_not_encoded_again() -> None:
+    # Odd but legal: input before the tasks, unknown fields, a long varint.
+    spec = messages.ModelSpec(name="m", signature_name="s").SerializeToString()
+    task = length_delimited(1, spec) + length_delimited(2, REGRESS.encode()) + b"\xf8\x01\x81\x80\x00"
+    given = length_delimited(2, length_delimited(1, length_delimited(1, b"\x0a\x80\x00"))) + b"\xf8\x01\x81\x00"
+    body = given + length_delimited(1, task)
+    assert strip_version(body, "MultiInference") == body
+    assert strip_version(given + length_delimited(1, spec), "Classify") == length_delimited(1, spec) + given
+
+
 @given(st.binary(max_size=80))
 def test_whatever_a_server_parses_can_be_exported(data: bytes) -> None:
     try:
@@ -169,10 +211,10 @@ def test_write_and_check() -> None:
 
 
 def test_what_a_warm_up_file_cannot_hold_is_named() -> None:
-    with pytest.raises(ExportError, match="SessionRun cannot be warmed up by a warm-up file"):
+    with pytest.raises(ExportError, match="a warm-up file cannot hold SessionRun: the server answers UNIMPLEMENTED"):
         FORM.write([record(method="SessionRun")])
     broken = record(body=b"\x0a\x50")
-    with pytest.raises(ExportError, match=f"^{broken[0].key.digest}: its stored request is not a PredictRequest"):
+    with pytest.raises(ExportError, match=f"^{broken[0].key.digest}: its stored request is none of Predict"):
         FORM.write([broken])
 
 
