@@ -18,14 +18,16 @@ class ListenerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the traffic of one listener is read. ``flows`` name their listener by its place in the list.
 
     ``dialect`` is ``auto`` (by path) or the name of one dialect. ``service`` names the EAS service where the path does
-    not (a custom URL, or a service at the root); empty otherwise. ``version`` is the model version behind this listener
-    where the server does not tell it (EAS); empty: unknown.
+    not (a custom URL, or a service at the root); empty otherwise. ``services`` maps EAS services to their dialects
+    where they differ from the listener's. ``version`` is the model version behind this listener where the server does
+    not tell it (EAS); empty: unknown.
     """
 
     name: str
     dialect: str = "auto"
     service: str = ""
     version: str = ""
+    services: dict[str, str] = {}
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -13,8 +13,10 @@ from urllib.parse import unquote_to_bytes
 
 from capture.config import ListenerConfig
 from capture.dialects.base import Ignored, Judgement, Opaque, Outcome, Response, Route, Unreadable
+from capture.dialects.eas import EasDialect
 from capture.heads import Heads
 from capture.open_exchange import FAIR_EXCHANGES, MAX_OPEN_EXCHANGES, BodyBudget, Exchange, OpenExchange, Parts
+from capture.schema.inflating import GzipProbe
 from capture.signature import Call
 from capture.wire import events as ev
 from capture.wire.grpc import (
@@ -39,6 +41,7 @@ class ExchangeTracker:
 
     ``wanted`` is asked once a request is complete and read, when memory is scarce: False frees its body at once.
     ``passed_over`` is asked at each request's head: True sheds that exchange, of which nothing is then looked at.
+
     """
 
     __slots__ = (
@@ -140,6 +143,7 @@ class ExchangeTracker:
 
     def _enter(self, exchange: Exchange) -> OpenExchange:
         entry = self._open[exchange.stream] = OpenExchange(exchange, self._budget)
+        exchange.began = self._budget.finished
         self._budget.exchanges += 1
         return entry
 
@@ -172,7 +176,14 @@ class ExchangeTracker:
         sent = entry.parts.take()
         try:
             exchange.body, exchange.wire_body = self._decoded(exchange, route, sent)
-            exchange.call = route.dialect.read(route, exchange.body)
+            dialect, body = route.dialect, exchange.body
+            if isinstance(dialect, EasDialect):
+                # Its clients compress without a word of it.
+                exchange.call, exchange.body = dialect.read_sent(route, body, self._max_request)
+                if exchange.body is not body:
+                    exchange.wire_body = sent
+            else:
+                exchange.call = dialect.read(route, body)
         except Unreadable as error:
             exchange.refusal = str(error)
             entry.opaque = isinstance(error, Opaque)
@@ -220,7 +231,12 @@ class ExchangeTracker:
             for name, value in event.headers:
                 if name == b"grpc-encoding":
                     entry.encoding = value
-        entry.probe = exchange.route.dialect.response_probe(exchange.route)
+        probe = entry.probe = exchange.route.dialect.response_probe(exchange.route)
+        if probe is not None and entry.reader is None:
+            for name, value in event.headers:
+                if name == b"content-encoding" and value.lower() != b"identity":
+                    # What else there is stays unknown.
+                    entry.probe = GzipProbe(probe, self._max_request) if value.lower() == b"gzip" else None
 
     def _response_data(self, event: ev.ResponseData) -> None:
         entry = self._open.get(event.stream)
@@ -334,6 +350,8 @@ class ExchangeTracker:
         exchange = entry.exchange
         del self._open[exchange.stream]
         self._budget.exchanges -= 1
+        self._budget.finished += 1
+        exchange.ended = self._budget.finished
         body, wire_body = exchange.body, exchange.wire_body
         entry.drop()
         if exchange.lost:
@@ -342,6 +360,7 @@ class ExchangeTracker:
             exchange.body, exchange.wire_body = body, wire_body
             if entry.probe is not None:
                 entry.response.probe = entry.probe.value
+                entry.response.probed = entry.probe.whole
             exchange.judgement = exchange.route.dialect.judge(exchange.route, entry.response)
             self._doubt(exchange, entry.response)
         elif exchange.refusal and not exchange.verified:

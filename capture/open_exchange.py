@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from capture.dialects.base import Judgement, Response, Route
+from capture.schema.inflating import GzipProbe
 from capture.schema.wire import FieldProbe
 from capture.signature import Call
 from capture.wire.grpc import GrpcReader
@@ -66,7 +67,8 @@ class Parts:
 class Exchange:
     """One finished exchange. ``call`` and ``judgement`` are set for calls that could be read; otherwise ``ignored``,
     ``refusal`` or one of the flags says what it was. ``body`` is the request as the model server reads it, transport
-    compression removed; ``wire_body`` the bytes as sent where they differ."""
+    compression removed; ``wire_body`` the bytes as sent where they differ. ``began`` is how many exchanges had ended
+    when it began, over all flows, and ``ended`` its own place among them."""
 
     flow: int
     stream: int
@@ -84,18 +86,21 @@ class Exchange:
     lost: bool = False
     request_complete: bool = False
     judgement: Judgement | None = None
+    began: int = 0
+    ended: int = 0
 
 
 class BodyBudget:
     """The bytes of bodies that a worker may hold at a time, over all flows: of requests, and of compressed responses
-    that wait to be unpacked. And the number of exchanges that may be open."""
+    that wait to be unpacked. And how many exchanges are open, and have ended."""
 
-    __slots__ = ("_open", "exchanges", "limit", "used")
+    __slots__ = ("_open", "exchanges", "finished", "limit", "used")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
         self.exchanges = 0
+        self.finished = 0
         self._open: dict[int, OpenExchange] = {}
 
     def take(self, owner: OpenExchange, size: int) -> None:
@@ -163,7 +168,7 @@ class OpenExchange:
         self.body_size = 0
         self.size = 0
         self.response = Response()
-        self.probe: FieldProbe | None = None
+        self.probe: FieldProbe | GzipProbe | None = None
         self.reader: GrpcReader | None = None
         self.encoding = b""
         self.compressed: Parts | None = None

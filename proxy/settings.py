@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from capture.config import Limits, ListenerConfig
-from capture.dialects.table import BY_NAME
+from capture.dialects.table import BY_NAME, EAS
 from proxy import address
 from proxy.flow import Deadlines, KeepAlive
 
@@ -74,6 +74,10 @@ class Listener(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         "auto"
     )
     service: Annotated[str, Meta(description="EAS service name, where the path does not tell it")] = ""
+    services: Annotated[
+        dict[str, str],
+        Meta(description="EAS services that speak another dialect than the listener, by name: `{rank: eas-pytorch}`"),
+    ] = {}
     version: Annotated[str, Meta(description="model version, where neither request nor response tells it (EAS)")] = ""
     tls: Annotated[ListenTls | None, Meta(description="TLS towards clients: not supported yet, and refused")] = None
     upstream_tls: Annotated[
@@ -238,7 +242,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def listener_configs(self) -> tuple[ListenerConfig, ...]:
         """The listeners as the capture worker wants them."""
         return tuple(
-            ListenerConfig(listener.name or listener.listen, listener.dialect, listener.service, listener.version)
+            ListenerConfig(
+                listener.name or listener.listen,
+                listener.dialect,
+                listener.service,
+                listener.version,
+                listener.services,
+            )
             for listener in self.listeners
         )
 
@@ -302,6 +312,13 @@ def check(settings: Settings) -> None:
         if listener.dialect not in ("auto", *BY_NAME):
             known = ", ".join(("auto", *BY_NAME))
             raise SettingsError(f"{place}.dialect: {listener.dialect!r} is no dialect; known are {known}")
+        for service, dialect in listener.services.items():
+            if dialect not in EAS:
+                raise SettingsError(
+                    f"{place}.services.{service}: {dialect!r} is no dialect of EAS; known are {', '.join(EAS)}"
+                )
+        if listener.services and listener.dialect not in ("auto", *EAS):
+            raise SettingsError(f"{place}.services: a listener of {listener.dialect} has no services; leave it out")
     if 0 < settings.capture.memory_bytes < LOWEST_MEMORY_BYTES:
         raise SettingsError(
             f"capture.memory_bytes: {settings.capture.memory_bytes} is less than a worker needs; give 0 (no limit) or"

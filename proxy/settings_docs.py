@@ -88,6 +88,8 @@ def _type(info: inspect.Type) -> str:
         return "one of the names"
     if isinstance(info, inspect.VarTupleType):
         return f"list of {_type(info.item_type)}"
+    if isinstance(info, inspect.DictType):
+        return f"{_type(info.key_type)} to {_type(info.value_type)}"
     if isinstance(info, inspect.StrType):
         return "text" + (f" like `{info.pattern}`" if info.pattern else "")
     assert isinstance(info, (inspect.IntType, inspect.FloatType)), info

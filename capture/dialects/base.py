@@ -58,14 +58,16 @@ class Ignored:
 @dataclass(slots=True)
 class Response:
     """What a dialect may judge by. ``status`` 0: no response head was seen. ``complete``: the response ended as its
-    framing says. ``grpc_status`` None: none was sent. ``probe`` is the payload of the field that the dialect asked
-    for. ``aborted`` says why the exchange was cut off, empty if it was not."""
+    framing says. ``grpc_status`` None: none was sent. ``probe`` is the payload of the field that the dialect asked for,
+    ``probed`` says that all of the message was looked through for it. ``aborted`` says why the exchange was cut off,
+    empty if it was not."""
 
     status: int = 0
     complete: bool = False
     grpc_status: int | None = None
     grpc_message: str = ""
     probe: bytes | None = None
+    probed: bool = False
     aborted: str = ""
 
 

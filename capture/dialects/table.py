@@ -7,14 +7,25 @@ from typing import Final
 
 from capture.config import ListenerConfig
 from capture.dialects.base import Dialect, Ignored, Route
+from capture.dialects.eas import EasDialect
+from capture.dialects.eas_easyrec import EasEasyRec
+from capture.dialects.eas_onnx import EasOnnx
+from capture.dialects.eas_pytorch import EasPyTorch
+from capture.dialects.eas_string import EasString
 from capture.dialects.eas_tensorflow import EasTensorFlow
+from capture.dialects.eas_torchrec import EasTorchRec
 from capture.dialects.tfserving_grpc import TFServingGrpc
 
 #: In the order in which they are asked under ``dialect: auto``.
-DIALECTS: Final[tuple[Dialect, ...]] = (TFServingGrpc(), EasTensorFlow())
+_AUTO: Final[tuple[Dialect, ...]] = (TFServingGrpc(), EasTensorFlow())
+#: Those that a listener's settings name: nothing on the wire tells them from one another.
+_CONFIGURED: Final[tuple[Dialect, ...]] = (EasPyTorch(), EasOnnx(), EasEasyRec(), EasTorchRec(), EasString())
+DIALECTS: Final = (*_AUTO, *_CONFIGURED)
 BY_NAME: Final = {dialect.name: dialect for dialect in DIALECTS}
+#: The dialects that a service of PAI-EAS may speak, by name.
+EAS: Final = {dialect.name: dialect for dialect in DIALECTS if isinstance(dialect, EasDialect)}
 
-_STORED: Final = {"tfserving": "Predict", "eas": "predict"}
+_STORED: Final = {"tfserving": "Predict"} | {dialect.family: "predict" for dialect in EAS.values()}
 _TOKEN: Final = re.compile(r"[A-Z]{1,16}")
 
 
@@ -32,14 +43,21 @@ def stored_route(family: str, model: str, path: str = "", method: str = "") -> R
     return None if first is None else Route(first, method or _STORED.get(family, ""), model, path)
 
 
+def _configured(found: Route | Ignored, listener: ListenerConfig) -> Route | Ignored:
+    """The same with the dialect that the settings name for this service."""
+    if isinstance(found, Route) and isinstance(found.dialect, EasDialect) and found.model in listener.services:
+        found.dialect = EAS[listener.services[found.model]]
+    return found
+
+
 def route(http_method: bytes, path: str, grpc: bool, listener: ListenerConfig) -> Route | Ignored:
     """Which dialect reads a request, from its head alone. ``path`` is the target without its query; ``grpc`` says
     that the content type is application/grpc."""
-    candidates = DIALECTS if listener.dialect == "auto" else (BY_NAME[listener.dialect],)
+    candidates = _AUTO if listener.dialect == "auto" else (BY_NAME[listener.dialect],)
     framing = "grpc" if grpc else "body"
     for dialect in candidates:
         if dialect.framing == framing and (found := dialect.route(http_method, path, listener)) is not None:
-            return found
+            return _configured(found, listener)
     if grpc:
         return Ignored("gRPC, other service")
     method = http_method.decode("latin-1")

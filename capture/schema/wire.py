@@ -6,7 +6,7 @@ a message must not be looked at (a PredictResponse's outputs, the graph in saved
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 VARINT: Final = 0
@@ -176,19 +176,30 @@ def _group_end(data: bytes | memoryview, at: int, stop: int, number: int) -> int
 
 
 class FieldProbe:
-    """Reads one length-delimited top-level field out of a message that arrives in pieces, skipping all others.
+    """Reads one top-level field out of a message that arrives in pieces, skipping all others.
 
     Made for PredictResponse: ``model_spec`` (field 2) comes last, behind megabytes of outputs. Holds at most
     ``max_bytes`` of the wanted field; a longer one makes the probe give up. ``value`` is the payload once the message
-    has been fed: fields that occur twice are concatenated, which is protobuf's merge. ``failed`` is True when the bytes
-    were no message.
+    has been fed: fields that occur twice are concatenated, which is protobuf's merge. With ``wire_type`` VARINT it is
+    the varint, the last one that occurs. ``known`` maps further fields to their wire types: another one there means
+    that this is another message. ``failed`` is True when the bytes were no message.
     """
 
-    __slots__ = ("_held", "_keep", "_max", "_number", "_skip", "_value", "failed")
+    __slots__ = ("_fed", "_held", "_keep", "_known", "_max", "_number", "_skip", "_value", "_wire_type", "failed")
 
-    def __init__(self, number: int, max_bytes: int) -> None:
+    def __init__(
+        self,
+        number: int,
+        max_bytes: int = MAX_VARINT_BYTES,
+        *,
+        wire_type: int = LENGTH,
+        known: Mapping[int, int] | None = None,
+    ) -> None:
         self._number = number
         self._max = max_bytes
+        self._wire_type = wire_type
+        self._known = known
+        self._fed = False
         self._held = b""
         self._skip = 0
         self._keep = 0
@@ -199,6 +210,7 @@ class FieldProbe:
         """The next piece of the message."""
         at = 0
         size = len(data)
+        self._fed = self._fed or size > 0
         if self._held and not self.failed:
             data = self._held + data
             size = len(data)
@@ -229,17 +241,20 @@ class FieldProbe:
         try:
             tag, at_value = read_varint(data, at, size)
             wire_type = tag & 7
-            if not tag >> 3:
+            if not tag >> 3 or (self._known is not None and self._known.get(tag >> 3, wire_type) != wire_type):
                 self.failed = True
             elif wire_type == FIXED64:
                 self._skip = 8
             elif wire_type == FIXED32:
                 self._skip = 4
             elif wire_type == VARINT:
+                start = at_value
                 _, at_value = read_varint(data, at_value, size)
+                if tag >> 3 == self._number and self._wire_type == VARINT:
+                    self._value = data[start:at_value]
             elif wire_type == LENGTH:
                 length, at_value = read_varint(data, at_value, size)
-                if tag >> 3 != self._number:
+                if tag >> 3 != self._number or self._wire_type != LENGTH:
                     self._skip = length
                 elif length + len(self._value) <= self._max:
                     self._keep = length
@@ -264,6 +279,11 @@ class FieldProbe:
     def value(self) -> bytes | None:
         """The wanted field's payload; None when it was absent, cut off, too long or not protobuf."""
         return self._value if self._value and self.between else None
+
+    @property
+    def whole(self) -> bool:
+        """Whether the message was fed to its end. Nothing at all is not taken for one."""
+        return self._fed and self.between
 
 
 class NestedProbe(FieldProbe):

@@ -19,10 +19,12 @@ from capture.exchange import ExchangeTracker
 from capture.heads import Heads
 from capture.open_exchange import PART_COST, SMALL_PART, BodyBudget, Exchange, Parts
 from capture.pipeline import Pipeline, drop_requests
+from capture.schema import messages
 from capture.schema.wire import length_delimited
 from capture.store.base import OTHER, Batch, ModelVersion, RecordKey
 from capture.wire import events as ev
 from tests.support.calls import eas, predict, predict_response
+from tests.support.eas_bodies import PACK, easyrec
 from tests.support.tap_frames import START, Flow, GrpcFlow, message_bytes, time_frame
 
 LISTENERS = (ListenerConfig("grpc"), ListenerConfig("eas", version="v3"))
@@ -44,13 +46,20 @@ def admission(**bounds: Any) -> Admission:
 class Rig:
     """A pipeline, its counters, and every batch so far."""
 
-    def __init__(self, *, request_bytes: int = 1 << 20, open_bytes: int = 4 << 20, **bounds: Any) -> None:
+    def __init__(
+        self,
+        *,
+        request_bytes: int = 1 << 20,
+        open_bytes: int = 4 << 20,
+        listeners: tuple[ListenerConfig, ...] = LISTENERS,
+        **bounds: Any,
+    ) -> None:
         self.counts: Counter[str] = Counter()
         self.admission = admission(**bounds)
         self.pipeline = Pipeline(
             run="run",
             name="w",
-            listeners=LISTENERS,
+            listeners=listeners,
             admission=self.admission,
             request_bytes=request_bytes,
             open_bytes=open_bytes,
@@ -299,12 +308,62 @@ def test_eas_outcomes(status: int, expected: str) -> None:
         assert rig.only_call()[1] == expected
 
 
+@pytest.mark.parametrize("coding", PACK)
+def test_an_eas_body_that_is_compressed_without_a_word(coding: str) -> None:
+    rig, body = Rig(), eas({"x": [0.5] * 100})
+    sent = PACK[coding](body)
+    batch = rig.feed(Flow(listener=1).post("/api/predict/rank", body).post("/api/predict/rank", sent))
+    key, outcome = rig.only_call()
+    assert (batch.seen[key].proven, outcome) == (2, "proven")
+    # The second one is held out.
+    ((_, held),) = batch.held_out.values()
+    assert (held.sample.body, held.sample.wire_body) == (body, sent)
+
+
 @pytest.mark.parametrize(("status", "outcome"), [(200, "undecodable"), (500, "undecodable"), (401, "refused")])
-def test_an_eas_body_that_is_compressed(status: int, outcome: str) -> None:
-    rig = Rig()
-    batch = rig.feed(Flow(listener=1).post("/api/predict/rank", gzip.compress(eas()), status=status))
-    assert dict(batch.refusals) == {("eas", "rank", outcome, "compressed body (gzip)"): 1}
+def test_an_eas_body_that_unpacks_to_more_than_the_limit(status: int, outcome: str) -> None:
+    rig = Rig(request_bytes=1000)
+    batch = rig.feed(Flow(listener=1).post("/api/predict/rank", gzip.compress(bytes(1001)), status=status))
+    assert dict(batch.refusals) == {("eas", "rank", outcome, "compressed body (gzip): over the bound"): 1}
     assert rig.counts[f"requests_{outcome}"] == 1
+    assert rig.pipeline.open_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("headers", "pack", "expected"),
+    [
+        ("", None, "proven"),
+        ("Content-Encoding: identity\r\n", None, "proven"),
+        ("Content-Encoding: GZIP\r\n", "gzip", "proven"),
+        ("Content-Encoding: gzip\r\n", None, "unproven"),
+        ("Content-Encoding: gzip\r\n", "zlib", "unproven"),
+        # What is not looked into is not known to have succeeded.
+        ("Content-Encoding: zstd\r\n", "zstd", "unproven"),
+        *[("", coding, "unproven") for coding in ("gzip", "zlib", "zstd", "lz4", "snappy")],
+    ],
+)
+@pytest.mark.parametrize("status", [0, 2])
+def test_an_answer_that_tells_its_status_itself(headers: str, pack: str | None, expected: str, status: int) -> None:
+    rig = Rig(listeners=(ListenerConfig("rec", dialect="eas-easyrec"),))
+    answer = messages.EasyRecResponse(status_code=status, error_msg="failed" if status else "")
+    for number in range(100):
+        answer.results[f"item {number}"].scores.append(0.5)
+    packed = answer.SerializeToString() if pack is None else PACK[pack](answer.SerializeToString())
+    flow = Flow().client(b"POST /api/predict/rank HTTP/1.1\r\nHost: e\r\nContent-Length: %d\r\n\r\n" % len(easyrec()))
+    flow.client(easyrec()).server(f"HTTP/1.1 200 OK\r\n{headers}Content-Length: {len(packed)}\r\n\r\n".encode())
+    for at in range(0, len(packed), 7):
+        flow.server(packed[at : at + 7])
+    rig.feed(flow)
+    assert rig.only_call()[1] == (expected if status == 0 else "unproven")
+
+
+def test_an_answer_that_unpacks_to_more_than_the_limit_is_not_known_to_have_succeeded() -> None:
+    rig = Rig(request_bytes=100_000, listeners=(ListenerConfig("rec", dialect="eas-easyrec"),))
+    answer = gzip.compress(messages.EasyRecResponse(error_msg="0" * 200_000).SerializeToString())
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(answer)}\r\n\r\n".encode()
+    flow = Flow().client(b"POST /api/predict/rank HTTP/1.1\r\nHost: e\r\nContent-Length: %d\r\n\r\n" % len(easyrec()))
+    rig.feed(flow.client(easyrec()).server(head).server(answer))
+    assert rig.only_call()[1] == "unproven"
 
 
 @pytest.mark.parametrize(("status", "outcome"), [(200, "undecodable"), (400, "refused")])

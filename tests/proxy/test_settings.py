@@ -25,7 +25,17 @@ ONE = {"listen": "127.0.0.1:8500", "upstream": "127.0.0.1:18500"}
         ),
         (
             {"listeners": [ONE | {"dialect": "eas"}]},
-            "listeners[0].dialect: 'eas' is no dialect; known are auto, tfserving-grpc, eas-tensorflow",
+            "listeners[0].dialect: 'eas' is no dialect; known are auto, tfserving-grpc, eas-tensorflow, eas-pytorch,"
+            " eas-onnx, eas-easyrec, eas-torchrec, eas-string",
+        ),
+        (
+            {"listeners": [ONE | {"services": {"rank": "pytorch"}}]},
+            "listeners[0].services.rank: 'pytorch' is no dialect of EAS; known are eas-tensorflow, eas-pytorch,"
+            " eas-onnx, eas-easyrec, eas-torchrec, eas-string",
+        ),
+        (
+            {"listeners": [ONE | {"dialect": "tfserving-grpc", "services": {"rank": "eas-onnx"}}]},
+            "listeners[0].services: a listener of tfserving-grpc has no services; leave it out",
         ),
         (
             {"listeners": [ONE | {"dialekt": "eas"}]},

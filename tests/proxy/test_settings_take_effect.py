@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from capture.config import ListenerConfig
 from proxy.configs import relay_config, worker_config
 from proxy.settings import Settings, from_data
 from proxy.settings_docs import markdown, rows
@@ -24,6 +25,7 @@ ALL: dict[str, Any] = {
         {
             "listen": "127.0.0.1:1",
             "upstream": "127.0.0.1:2",
+            "services": {},
             "tls": {"certificate": "c", "key": "k"},
             "upstream_tls": {},
         }
@@ -71,6 +73,9 @@ SHOWN_BY = {
     "capture/dialects/test_eas_tensorflow.py": {
         "listeners[].dialect": "test_the_settings_name_the_service_of_a_custom_url",
         "listeners[].service": "test_the_settings_name_the_service_of_a_custom_url",
+    },
+    "capture/dialects/test_eas_kinds.py": {
+        "listeners[].services": "test_a_listener_of_several_services_maps_them_to_their_dialects",
     },
     "capture/test_pipeline.py": {
         "listeners[].version": "test_an_eas_call",
@@ -132,7 +137,7 @@ def test_the_page_is_up_to_date() -> None:
 
 def leaves(value: Any, place: str = "") -> Iterator[str]:
     """Every setting in plain data, by the names that the documentation uses."""
-    if isinstance(value, dict):
+    if isinstance(value, dict) and value:
         for name, inner in value.items():
             yield from leaves(inner, f"{place}.{name}".lstrip("."))
     elif isinstance(value, (list, tuple)) and value and isinstance(value[0], dict):
@@ -173,6 +178,8 @@ def other(value: Any, place: str) -> Any:
         return "eas-tensorflow"
     if place.endswith(".socket_mode"):
         return "0660"
+    if place.endswith(".services"):
+        return {"rank": "eas-onnx"}
     if isinstance(value, bool):
         return not value
     if isinstance(value, (int, float)):
@@ -208,10 +215,11 @@ def test_a_setting_reaches_its_process(place: str) -> None:
 
 
 def test_the_worker_is_told_how_to_read_each_listener() -> None:
-    named = {"name": "n", "dialect": "tfserving-grpc", "service": "s", "version": "v"}
+    named = {"name": "n", "dialect": "eas-onnx", "service": "s", "version": "v", "services": {"a": "eas-string"}}
     settings = from_data(
         {"listeners": [{"listen": ":1", "upstream": ":2", **named}, {"listen": ":3", "upstream": ":4"}]}
     )
     first, second = worker_config(settings, "r").listeners
-    assert (first.name, first.dialect, first.service, first.version) == ("n", "tfserving-grpc", "s", "v")
-    assert (second.name, second.dialect, second.service, second.version) == (":3", "auto", "", "")
+    assert (first.name, first.dialect, first.service, first.version) == ("n", "eas-onnx", "s", "v")
+    assert first.services == {"a": "eas-string"}
+    assert second == ListenerConfig(":3", "auto", "", "", {})

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import cramjam
 from hpack.huffman import HuffmanEncoder
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 
@@ -305,12 +306,26 @@ def grpc_gzip_bomb() -> Iterator[Flow]:
         yield flow
 
 
-@attack(peak=8 * MIB, counted={"requests_undecodable": 3})
+@attack(peak=200 * MIB, counted={"requests_undecodable": 3})
 def http_gzip_bomb() -> Iterator[Flow]:
-    """EAS: the same as HTTP bodies, with and without a Content-Encoding: they are not unpacked."""
+    """EAS: the same as HTTP bodies, unpacked where no Content-Encoding says what they are."""
     flow, bomb = Flow(1, listener=1), packed(256 * MIB)
     for encoding in ("", "Content-Encoding: gzip\r\n", "Content-Encoding: deflate\r\n"):
         yield flow.post("/api/predict/r", bomb, headers=encoding)
+
+
+@attack(peak=200 * MIB, counted={"requests_undecodable": 4})
+def http_packed_bombs() -> Iterator[Flow]:
+    """EAS: 256 MiB of zeros in the other codings that its clients send without saying so; zstd twice, the second time a
+    message of 63 MiB."""
+    flow, zeros = Flow(1, listener=1), bytes(256 * MIB)
+    codings = (cramjam.zstd.compress, cramjam.lz4.compress, cramjam.snappy.compress_raw)
+    bombs = [bytes(compress(zeros)) for compress in codings]
+    bombs.append(bytes(cramjam.zstd.compress(length_delimited(4, bytes(63 * MIB)))))
+    for bomb in bombs:
+        flow.client(b"POST /api/predict/r HTTP/1.1\r\nHost: m\r\nContent-Length: %d\r\n\r\n" % len(bomb))
+        yield from pieces(flow, bomb)
+        yield flow.server(OK)
 
 
 def posts(body: bytes) -> Iterator[Flow]:
@@ -382,6 +397,23 @@ def million_strings() -> Iterator[Flow]:
     strings = b"\x32\x00" * (16 * MIB)
     entry = length_delimited(1, b"x") + length_delimited(2, b"\x08\x07" + strings)
     yield from posts(length_delimited(2, entry))
+
+
+@attack(peak=256 * MIB, counted={"requests_proven": 3})
+def json_objects() -> Iterator[Flow]:
+    """A text service: objects of ten million keys, nested two million deep, and of 90,000 keys, each of them the name
+    of an input."""
+    for number, body in enumerate(
+        (b'{"a":1' + b',"b":1' * 10_000_000 + b"}", b'{"a":' * 2_000_000, many_keys(90_000)), 1
+    ):
+        flow = Flow(number, listener=2)
+        flow.client(b"POST /api/predict/text HTTP/1.1\r\nHost: m\r\nContent-Length: %d\r\n\r\n" % len(body))
+        yield from pieces(flow, body)
+        yield flow.server(OK)
+
+
+def many_keys(count: int) -> bytes:
+    return b"{" + b",".join(b'"%d":1' % number for number in range(count)) + b"}"
 
 
 @attack(peak=8 * MIB, counted={"requests_ignored": 2})

@@ -18,6 +18,8 @@ from tests.support.processes import ROOT
 from tests.support.tap_frames import START, Flow, encode, hello, time_frame
 from tests.support.waiting import PATIENCE, until
 
+LISTENERS = (ListenerConfig("grpc"), ListenerConfig("eas", version="v3"), ListenerConfig("text", dialect="eas-string"))
+
 
 class Worker:
     """A running worker process. ``counters`` and ``program`` may be given: what it shares with a real relay, and the
@@ -27,7 +29,7 @@ class Worker:
         self.store = store
         self.counters = Counters.create() if counters is None else counters
         self.socket, theirs = socket.socketpair()
-        listeners = config.pop("listeners", (ListenerConfig("grpc"), ListenerConfig("eas", version="v3")))
+        listeners = config.pop("listeners", LISTENERS)
         settings = WorkerConfig(str(store), "run1", listeners, **{"flush_interval": 0.01, "retention": 0.0, **config})
         with tempfile.TemporaryFile() as file:
             file.write(msgspec.json.encode(settings))
