@@ -84,6 +84,10 @@ def _processes(facts: Facts) -> list[Finding]:
         found.append(
             Finding("wrong", "the capture worker does not read what waits for it: it is stopped, stuck or starved")
         )
+    elif "starting" in facts.workers:
+        found.append(
+            Finding("wrong", "the capture worker is starting: if it stays so, the disk of the store does not answer")
+        )
     elif "waiting" in facts.workers:
         found.append(
             Finding("wrong", "no capture worker has connected: does `capture worker --connect` run, as the same user?")

@@ -130,8 +130,9 @@ class Worker:
         status = DONE
         ended = False
         stop_at = 0.0
-        say(logging.INFO, "reading", store=self._config.store)
+        # First: who hears the line may stop this process at once, and must find it ready.
         self._counters.add("worker_ready")
+        say(logging.INFO, "reading", store=self._config.store)
         self._flush()
         while not self._full:
             waiting = self._dirty or not self._writer.idle.is_set() or self._writer.error is not None

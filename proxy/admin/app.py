@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import logging
 import sys
-import tarfile
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib.metadata import version as installed_version
@@ -25,6 +23,7 @@ from capture.store.summary import store_facts
 from proxy import address
 from proxy.admin.auth import Gate
 from proxy.admin.metrics import SidecarCollector, registry
+from proxy.admin.packing import packed
 from proxy.settings import Admin as AdminSettings
 from proxy.sidecar import Sidecar
 
@@ -174,7 +173,7 @@ class AdminServer:
         except StoreError as error:
             return _error(503, str(error))
 
-    async def _export(self, request: web.Request) -> web.Response:
+    async def _export(self, request: web.Request) -> web.StreamResponse:
         """``capture export`` in a process of its own, one at a time; the files come as a tar."""
         query = request.query
         if missing := [name for name in ("format", "model") if not query.get(name)]:
@@ -192,10 +191,7 @@ class AdminServer:
                 status, said = await _run_export(store, Path(directory) / "warmup", query)
                 if status:
                     return _error(400 if status in (1, 2) else 500, said)
-                data = await asyncio.to_thread(_tar, Path(directory))
-        name = f"warmup-{query['format']}.tar"
-        headers = {"Content-Type": "application/x-tar", "Content-Disposition": f'attachment; filename="{name}"'}
-        return web.Response(body=data, headers=headers)
+                return await _send(request, Path(directory), f"warmup-{query['format']}.tar")
 
     async def _pause(self, _: web.Request) -> web.Response:
         self._sidecar.pause()
@@ -230,12 +226,22 @@ async def _run_export(store: str, out: Path, query: Any) -> tuple[int, str]:
     return process.returncode or 0, lines[-1].removeprefix("capture: error: ") if lines else ""
 
 
-def _tar(directory: Path) -> bytes:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as tar:
-        for path in sorted(directory.iterdir()):
-            tar.add(path, arcname=path.name)
-    return packed.getvalue()
+async def _send(request: web.Request, directory: Path, name: str) -> web.StreamResponse:
+    """As a tar. A client that does not get it whole sees the connection break."""
+    headers = {"Content-Type": "application/x-tar", "Content-Disposition": f'attachment; filename="{name}"'}
+    response = web.StreamResponse(headers=headers)
+    await response.prepare(request)
+    pieces = packed(directory)
+    try:
+        async with asyncio.timeout(EXPORT_SECONDS):
+            while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+                await response.write(piece)
+            await response.write_eof()
+    except (TimeoutError, OSError) as error:
+        log.warning("export not sent", extra={"fields": {"error": str(error) or "the client took too long"}})
+        if request.transport is not None:
+            request.transport.abort()
+    return response
 
 
 def _json(value: Any) -> web.Response:

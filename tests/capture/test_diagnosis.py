@@ -30,6 +30,8 @@ def test_reasons_why_a_store_is_empty() -> None:
     )
     assert worst(paused=True).startswith("wrong: capture is paused")
     assert worst(workers=("none",)).startswith("wrong: no capture worker runs")
+    # A disk that hangs: clients are served, and nothing is read for as long as that lasts.
+    assert worst(workers=("starting",), flows_opened=5).startswith("wrong: the capture worker is starting: if it stays")
     assert worst(workers=("waiting",)).startswith("wrong: no capture worker has connected")
     assert worst(store=StoreFacts(error="s: no such store")) == "wrong: the store cannot be read: s: no such store"
     assert worst(flows_opened=10, flows_closed_connect_failed=10).startswith(

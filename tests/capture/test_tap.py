@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections import Counter as Tally
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from capture import tap
 from capture.counters import Counters
 from capture.tap_writer import TapWriter
+from tests.support.waiting import PATIENCE
 
 
 @pytest.fixture
@@ -234,6 +236,48 @@ def test_a_stopped_worker_bounds_the_queue_and_gets_the_exact_gap(
     assert sum(payload == b"again" for *_, payload in frames) == 4
     assert counters.snapshot()["tap_lost_flows"] == 5
     assert balance(counters) == (0, 0)
+
+
+class CountingSocket(socket.socket):
+    """Counts what is sent through it."""
+
+    sends = 0
+
+    def sendmsg(self, *arguments: Any) -> int:
+        self.sends += 1
+        return super().sendmsg(*arguments)
+
+
+def test_a_stopped_worker_costs_no_system_call(loop: asyncio.AbstractEventLoop, counters: Counters) -> None:
+    """A writer that tries again with each chunk took the relay from 44 to 222 us a request: it waits to be told that
+    the socket can be written, however much comes meanwhile and however often the loop turns."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        sock = CountingSocket(fileno=ours.detach())
+        writer = TapWriter(loop, counters.slots, max_bytes=4 << 20)
+        writer.attach(sock)
+        flow = writer.open(0, "p")
+
+        async def send(chunks: int) -> None:
+            for _ in range(chunks):
+                writer.client(flow, b"c" * 10_000)
+                await asyncio.sleep(0)
+
+        while writer.queued_bytes < 1 << 20:  # more waits than goes out at once: the socket is full
+            loop.run_until_complete(send(10))
+        before = sock.sends
+        assert before
+        loop.run_until_complete(send(1000))
+        assert sock.sends == before
+        assert flow.lost_client
+        read_now(theirs, tap.TapReader(theirs, counters.slots))
+
+        async def goes_on() -> None:
+            while sock.sends == before:
+                await asyncio.sleep(0)
+
+        loop.run_until_complete(asyncio.wait_for(goes_on(), PATIENCE))
+        writer.detach()
 
 
 def test_short_flows_lose_first(loop: asyncio.AbstractEventLoop, counters: Counters) -> None:

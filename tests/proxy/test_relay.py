@@ -9,13 +9,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from capture import tap
 from proxy.address import Address
 from proxy.flow import Deadlines
-from proxy.upstream import Upstream
+from proxy.upstream import UNIX_RETRY, Upstream
 from tests.support.net_relay import (
     RelayThread,
     receive_all,
@@ -425,6 +426,37 @@ def test_names_and_unix_sockets(start: Start, tmp_path: object) -> None:
             accepted.sendall(b"from unix")
         client.shutdown(socket.SHUT_WR)
         assert receive_all(client) == b"from unix"
+
+
+def test_a_unix_socket_whose_backlog_is_full_is_tried_again(tmp_path: Path) -> None:
+    """connect() says EAGAIN there, with nothing to wait for; a TCP one would wait in the kernel. (Plain asyncio takes
+    it for a connection in progress, and the flow is dead: one of the reasons why it is for development only.)"""
+    path = str(tmp_path / "model.sock")
+    relay = RelayThread("uvloop", Address("", 0, path), Deadlines(), 1000)
+    with socket.socket(socket.AF_UNIX) as model:
+        model.settimeout(PATIENCE)
+        model.bind(path)
+        model.listen(0)
+        full = False
+        while not full:
+            with socket.socket(socket.AF_UNIX) as filler:
+                filler.setblocking(False)
+                full = bool(filler.connect_ex(path))
+        with relay.connect() as client:
+            client.sendall(b"patient")
+            client.shutdown(socket.SHUT_WR)
+            until(lambda: relay.relay.connections == 1)
+            relay.call(asyncio.sleep(5 * UNIX_RETRY))  # some attempts
+            got = b""
+            while not got:  # the fillers have ended and say nothing
+                accepted, _ = model.accept()
+                with accepted:
+                    got = receive_all(accepted)
+            assert got == b"patient"
+            assert receive_all(client) == b""
+        relay.ended("finished")
+    relay.stop()
+    assert relay.errors == []
 
 
 def test_the_tap_sees_what_passes_in_causal_order(start: Start) -> None:
