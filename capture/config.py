@@ -20,7 +20,8 @@ class ListenerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``dialect`` is ``auto`` (by path) or the name of one dialect. ``service`` names the EAS service where the path does
     not (a custom URL, or a service at the root); empty otherwise. ``services`` maps EAS services to their dialects
     where they differ from the listener's. ``version`` is the model version behind this listener where the server does
-    not tell it (EAS); empty: unknown.
+    not tell it (EAS); empty: unknown. ``mirrored``: the traffic is a copy that no model server answers, so nothing of
+    it is proven.
     """
 
     name: str
@@ -28,6 +29,7 @@ class ListenerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     service: str = ""
     version: str = ""
     services: dict[str, str] = {}
+    mirrored: bool = False
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

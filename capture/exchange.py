@@ -32,6 +32,8 @@ from capture.wire.grpc import (
 
 #: A compressed gRPC response is kept up to here to find its model_spec; beyond it the version stays unknown.
 MAX_COMPRESSED_RESPONSE_BYTES: Final = 8 << 20
+#: The outcome of a copy (a listener with ``mirrored``): what the model server said went to the original's sender.
+MIRRORED: Final = Judgement(Outcome.UNPROVEN, "mirrored")
 #: The two messages of an exchange.
 _REQUEST, _RESPONSE = 1, 2
 
@@ -361,8 +363,11 @@ class ExchangeTracker:
             if entry.probe is not None:
                 entry.response.probe = entry.probe.value
                 entry.response.probed = entry.probe.whole
-            exchange.judgement = exchange.route.dialect.judge(exchange.route, entry.response)
-            self._doubt(exchange, entry.response)
+            if self._listener.mirrored:
+                exchange.judgement = MIRRORED
+            else:
+                exchange.judgement = exchange.route.dialect.judge(exchange.route, entry.response)
+                self._doubt(exchange, entry.response)
         elif exchange.refusal and not exchange.verified:
             # Not a call of this method: then the head was wrong, and nothing of it is to be believed.
             exchange.lost = True
@@ -370,6 +375,7 @@ class ExchangeTracker:
             outcome = exchange.route.dialect.judge(exchange.route, entry.response).outcome
             # The server took it for a call, or nobody can tell that it did not.
             taken = outcome is Outcome.PROVEN or (entry.opaque and outcome is not Outcome.REFUSED)
+            taken = taken or self._listener.mirrored
             exchange.judgement = Judgement(Outcome.UNDECODABLE if taken else Outcome.REFUSED, exchange.refusal)
         self.finished.append(exchange)
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -41,6 +41,10 @@ def proxy(
     upstream: Annotated[
         list[str] | None, typer.Option(help="host:port or unix:/path of the model server behind the same --listen.")
     ] = None,
+    sink: Annotated[
+        list[str] | None,
+        typer.Option(help="host:port to point a traffic mirror at: answered 200, captured as unproven. Repeatable."),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="Settings file (YAML); stands alone.")] = None,
     store: Annotated[
         str | None, typer.Option(help=f"SQLite store of what is captured. Default: {DEFAULT_STORE} in this directory.")
@@ -61,7 +65,7 @@ def proxy(
     SIGHUP reads the settings again, SIGUSR1 pauses the capture, SIGUSR2 resumes it.
     """
     try:
-        settings = read_settings(listen or [], upstream or [], config, store, allow_shared_store)
+        settings = read_settings(listen or [], upstream or [], config, store, allow_shared_store, sink or [])
     except SettingsError as error:
         fail(str(error), 2)
     if (missing := missing_directory(settings.capture.store)) is not None:
@@ -83,22 +87,30 @@ def missing_directory(store: str) -> Path | None:
 
 
 def read_settings(
-    listen: list[str], upstream: list[str], config: Path | None, store: str | None, allow_shared_store: bool = False
+    listen: list[str],
+    upstream: list[str],
+    config: Path | None,
+    store: str | None,
+    allow_shared_store: bool = False,
+    sink: Sequence[str] = (),
 ) -> Settings:
     """Settings from the command line or a file. Raises SettingsError."""
     if config is not None:
-        if listen or upstream or store is not None or allow_shared_store:
+        if listen or upstream or sink or store is not None or allow_shared_store:
             raise SettingsError("--config stands alone: put the other options into the file")
         return load(config)
     if store == "":
         raise SettingsError("--store is empty: name a file, or leave it out")
-    if not listen:
-        raise SettingsError("nothing to do: give --listen and --upstream, or --config FILE.yaml")
+    if not listen and not sink:
+        raise SettingsError("nothing to do: give --listen and --upstream, --sink, or --config FILE.yaml")
     if len(listen) != len(upstream):
         raise SettingsError(f"{len(listen)} --listen and {len(upstream)} --upstream: each --listen needs one")
     pairs = zip(listen, upstream, strict=True)
     settings = Settings(
-        listeners=tuple(Listener(listen=one, upstream=other) for one, other in pairs),
+        listeners=(
+            *(Listener(listen=one, upstream=other) for one, other in pairs),
+            *(Listener(listen=one, mode="sink") for one in sink),
+        ),
         capture=Capture(store=DEFAULT_STORE if store is None else store, allow_shared_store=allow_shared_store),
     )
     check(settings)

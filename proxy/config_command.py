@@ -41,12 +41,13 @@ def check(file: Annotated[Path, typer.Argument(help="A settings file (YAML).", m
 def show(
     listen: Annotated[list[str] | None, typer.Option(help="As for `capture proxy`.")] = None,
     upstream: Annotated[list[str] | None, typer.Option(help="As for `capture proxy`.")] = None,
+    sink: Annotated[list[str] | None, typer.Option(help="As for `capture proxy`.")] = None,
     file: Annotated[Path | None, typer.Option("--config", help="Settings file (YAML); stands alone.")] = None,
     store: Annotated[str | None, typer.Option(help=f"As for `capture proxy`; default {DEFAULT_STORE}.")] = None,
     allow_shared_store: Annotated[bool, typer.Option("--allow-shared-store", help="As for `capture proxy`.")] = False,
 ) -> None:
     """Print the effective settings as YAML, defaults included. Keys and tokens are named by their files only."""
-    settings = _read(lambda: read_settings(listen or [], upstream or [], file, store, allow_shared_store))
+    settings = _read(lambda: read_settings(listen or [], upstream or [], file, store, allow_shared_store, sink or []))
     print(msgspec.yaml.encode(settings).decode(), end="")
 
 

@@ -10,13 +10,14 @@ from proxy.relay_main import RelayConfig, RelayListener, RelayTls, RelayUpstream
 from proxy.settings import Settings
 
 
-def relay_config(settings: Settings) -> RelayConfig:
-    """For every relay; completed with generation and descriptors (-1 here) when one is started."""
+def relay_config(settings: Settings, sink: str = "") -> RelayConfig:
+    """For every relay; completed with generation and descriptors (-1 here) when one is started. ``sink``: the address
+    of what answers mirrored traffic, the upstream of listeners of mode sink."""
     taken = {name: getattr(settings.relay, name) for name in settings.relay.__struct_fields__}
     known = {name: value for name, value in taken.items() if name in RelayConfig.__struct_fields__}
     return RelayConfig(
         generation=0,
-        listeners=relay_listeners(settings),
+        listeners=relay_listeners(settings, sink),
         tap_bytes=settings.tap.buffer_bytes,
         tap_frames=settings.tap.buffer_frames,
         log_level=settings.log_level,
@@ -24,12 +25,12 @@ def relay_config(settings: Settings) -> RelayConfig:
     )
 
 
-def relay_listeners(settings: Settings) -> tuple[RelayListener, ...]:
+def relay_listeners(settings: Settings, sink: str = "") -> tuple[RelayListener, ...]:
     """In the order of the settings."""
     return tuple(
         RelayListener(
             -1,
-            str(address.parse(listener.upstream)),
+            sink if listener.mode == "sink" else str(address.parse(listener.upstream)),
             None if listener.tls is None else msgspec.convert(msgspec.to_builtins(listener.tls), RelayTls),
             None
             if listener.upstream_tls is None

@@ -19,7 +19,7 @@ FIXED: Final = (
     "relay.resolve_interval",
 )
 #: The same, of each listener.
-FIXED_LISTENER: Final = ("listen", "upstream", "socket_mode", "follow_upstream")
+FIXED_LISTENER: Final = ("listen", "upstream", "mode", "socket_mode", "follow_upstream")
 
 
 def needing_restart(old: Settings, new: Settings) -> list[str]:

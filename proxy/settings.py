@@ -5,8 +5,6 @@ An unknown key is an error that names the nearest known one; a bad value names i
 
 from __future__ import annotations
 
-import difflib
-import re
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -17,8 +15,10 @@ from capture.config import Limits, ListenerConfig
 from capture.dialects.table import BY_NAME, EAS
 from proxy import address
 from proxy.flow import Deadlines, KeepAlive
+from proxy.settings_errors import explain
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+ListenerMode = Literal["relay", "sink"]
 #: Ten years. "Never" is 0: infinity is no number that the processes could be told.
 LONGEST_SECONDS: Final = 315_360_000.0
 Seconds = Annotated[float, Meta(ge=0, le=LONGEST_SECONDS)]
@@ -62,13 +62,22 @@ class UpstreamTls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Listener(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One address to listen on and the model server behind it."""
+    """One address to listen on and the model server behind it, or what a mirror is pointed at (``mode: sink``)."""
 
     listen: Annotated[
         str,
         Meta(description="host:port or unix:/path to accept clients on; :port is loopback only, port 0 any free port"),
     ]
-    upstream: Annotated[str, Meta(description="host:port or unix:/path of the model server")]
+    upstream: Annotated[
+        str, Meta(description="host:port or unix:/path of the model server; needed, but for mode sink")
+    ] = ""
+    mode: Annotated[
+        ListenerMode,
+        Meta(
+            description="relay: stand in front of upstream; sink: answer 200 to copies that a mirror sends and "
+            "capture them as unproven, with no upstream"
+        ),
+    ] = "relay"
     name: Annotated[str, Meta(description="shown in reports; the listen address if empty")] = ""
     dialect: Annotated[str, Meta(description="how the traffic is read: auto (by path) or the name of a dialect")] = (
         "auto"
@@ -164,6 +173,24 @@ class Tap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     buffer_frames: Annotated[int, Meta(ge=1024, description="frames (one per chunk read)")] = 16384
 
 
+class Sink(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What answers mirrored traffic. A body over capture.limits.request_bytes is answered with 413."""
+
+    max_connections: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=65536,
+            description="mirrored connections at once, over all listeners of mode sink; for one more, the one that "
+            "was answered least recently is closed",
+        ),
+    ] = 1024
+    request_timeout: Annotated[
+        Seconds,
+        Meta(description="seconds without a finished request, once one has begun, after which its connection is reset"),
+    ] = 60.0
+
+
 class Capture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is kept of the traffic."""
 
@@ -225,6 +252,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     listeners: Annotated[tuple[Listener, ...], Meta(min_length=1, description="addresses and their model servers")]
     relay: Annotated[Relay, Meta(description="the data path")] = Relay()
     tap: Annotated[Tap, Meta(description="between the relay and the capture worker")] = Tap()
+    sink: Annotated[Sink, Meta(description="what answers mirrored traffic, for listeners of mode sink")] = Sink()
     capture: Annotated[Capture, Meta(description="what is kept")] = Capture()
     admin: Annotated[Admin, Meta(description="health, metrics and API")] = Admin()
     workers: Annotated[
@@ -248,6 +276,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 listener.service,
                 listener.version,
                 listener.services,
+                listener.mode == "sink",
             )
             for listener in self.listeners
         )
@@ -284,7 +313,7 @@ def from_data(data: Any) -> Settings:
     try:
         settings = msgspec.convert(data, Settings)
     except msgspec.ValidationError as error:
-        raise SettingsError(_explain(str(error))) from None
+        raise SettingsError(explain(str(error), Settings)) from None
     check(settings)
     return settings
 
@@ -300,12 +329,7 @@ def check(settings: Settings) -> None:
             raise SettingsError(f"{place}.listen: {error}") from None
         if listener.follow_upstream and not listen.path and not listen.port:
             raise SettingsError(f"{place}.follow_upstream: needs a fixed port in listen, to come back to")
-        try:
-            upstream = address.parse(listener.upstream)
-        except ValueError as error:
-            raise SettingsError(f"{place}.upstream: {error}") from None
-        if listen.accepts(upstream):
-            raise SettingsError(f"{place}.upstream: {listener.upstream!r} is the listen address itself")
+        _check_upstream(place, listener, listen)
         if listen.port and listen in seen:
             raise SettingsError(f"{place}.listen: {listener.listen!r} is already taken by {seen[listen]}")
         seen[listen] = place
@@ -327,6 +351,22 @@ def check(settings: Settings) -> None:
     _check_admin(settings.admin)
 
 
+def _check_upstream(place: str, listener: Listener, listen: address.Address) -> None:
+    if listener.mode == "sink":
+        for name in ("upstream", "upstream_tls", "follow_upstream"):
+            if getattr(listener, name):
+                raise SettingsError(f"{place}.{name}: a listener of mode sink has no model server behind it; remove it")
+        return
+    if not listener.upstream:
+        raise SettingsError(f"{place}.upstream: missing; give the model server's address, or mode: sink")
+    try:
+        upstream = address.parse(listener.upstream)
+    except ValueError as error:
+        raise SettingsError(f"{place}.upstream: {error}") from None
+    if listen.accepts(upstream):
+        raise SettingsError(f"{place}.upstream: {listener.upstream!r} is the listen address itself")
+
+
 def _check_admin(admin: Admin) -> None:
     if not admin.listen:
         return
@@ -340,34 +380,3 @@ def _check_admin(admin: Admin) -> None:
         raise SettingsError(
             f"admin.listen: {admin.listen!r} can be reached from elsewhere: set admin.token_file, or take 127.0.0.1"
         )
-
-
-def _explain(message: str) -> str:
-    """One line with the place first, from msgspec's "... - at `$.place`"."""
-    text, _, place = message.partition(" - at `$")
-    place = re.sub(r"^\.", "", place.rstrip("`"))
-    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", text):
-        key = unknown[1]
-        known = _keys(place)
-        near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-        return f"{place}.{key}".lstrip(".") + f": unknown key; {hint}"
-    if missing := re.fullmatch(r"Object missing required field `(.*)`", text):
-        return f"{place}.{missing[1]}".lstrip(".") + ": missing"
-    if enum := re.fullmatch(r"Invalid enum value (.*)", text):
-        return f"{place}: {enum[1]} is not known; debug, info, warning or error"
-    return f"{place or 'settings'}: {text[:1].lower()}{text[1:]}"
-
-
-def _keys(place: str) -> list[str]:
-    """Known keys at a place such as ``capture.limits`` or ``listeners[1]``."""
-    at: Any = Settings
-    for name in filter(None, re.sub(r"\[[^]]*\]", "", place).split(".")):
-        found: Any = {field.name: field for field in msgspec.structs.fields(at)}[name].type
-        info = msgspec.inspect.type_info(found)
-        while isinstance(info, msgspec.inspect.Metadata):
-            info = info.type
-        if isinstance(info, msgspec.inspect.VarTupleType):
-            info = info.item_type
-        at = info.cls if isinstance(info, msgspec.inspect.StructType) else Settings
-    return list(at.__struct_fields__)

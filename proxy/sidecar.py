@@ -14,12 +14,14 @@ from proxy.settings import Settings
 
 
 class ListenerState(msgspec.Struct, frozen=True):
-    """One listener. ``state``: ``refusing`` is ``follow_upstream`` while the model server refuses."""
+    """One listener. ``state``: ``refusing`` is ``follow_upstream`` while the model server refuses. A sink
+    has no ``upstream``."""
 
     name: str
     #: ``host:port`` or ``unix:/path``, as the kernel gave it.
     address: str
     upstream: str
+    mode: Literal["relay", "sink"]
     dialect: str
     tls: bool
     upstream_tls: bool

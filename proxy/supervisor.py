@@ -33,6 +33,7 @@ from proxy.reload import kept, needing_restart
 from proxy.settings import DEFAULT_ADMIN, Settings, SettingsError
 from proxy.settings import Admin as AdminSettings
 from proxy.sidecar import ListenerState, PairState, Sidecar
+from proxy.sink_keeper import SinkKeeper
 from proxy.takeover import Predecessor, TakeOverError, TakeOverSocket
 from proxy.upstream_watch import Probe
 from proxy.watch import CaptureWatch, Line, summary
@@ -93,8 +94,9 @@ class Supervisor:
         self._at_once = asyncio.Event()
         self._told_ready = False
         self._ready = asyncio.Event()
+        self._mirrored = SinkKeeper(settings, sink)
         self._orders = Orders(
-            relay_config(settings),
+            relay_config(settings, self._mirrored.address),
             worker_config(settings, run),
             pairs=settings.workers,
             heartbeat_timeout=settings.relay.heartbeat_timeout,
@@ -113,7 +115,8 @@ class Supervisor:
             )
             for number in range(settings.workers)
         ]
-        self._probes = [Probe(parse(listener.upstream)) for listener in settings.listeners]
+        #: By the place of the listener. Who mirrors needs no answer, so a sink is always ready.
+        self._probes = {n: Probe(parse(one.upstream)) for n, one in enumerate(settings.listeners) if one.upstream}
 
     # -- what others may know and say: proxy.sidecar
 
@@ -128,6 +131,7 @@ class Supervisor:
                 listener.name or listener.listen,
                 one.name,
                 listener.upstream,
+                listener.mode,
                 listener.dialect,
                 listener.tls is not None,
                 listener.upstream_tls is not None,
@@ -143,8 +147,9 @@ class Supervisor:
         why = ["stopping"] if self.draining else []
         if not any(pair.relay.accepting for pair in self._pairs):
             why.append("no relay accepts connections")
-        failures = await asyncio.gather(*(probe.failure() for probe in self._probes))
-        for probe, failure in zip(self._probes, failures, strict=True):
+        probes = self._probes.values()
+        failures = await asyncio.gather(*(probe.failure() for probe in probes))
+        for probe, failure in zip(probes, failures, strict=True):
             if failure:
                 why.append(f"model server {probe.address} does not accept a connection: {failure}")
         return why
@@ -175,19 +180,23 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGUSR2, self.resume)
         status = 0
         keepers = [loop.create_task(pair.run()) for pair in self._pairs]
+        sink = loop.create_task(self._mirrored.run())
         beside = [loop.create_task(self._watch()), loop.create_task(self._follow())]
         succession = loop.create_task(self._succeed())
         stop = loop.create_task(self._stopping())
         try:
             # All but the stop end only by a mistake of ours.
-            await asyncio.wait({*keepers, *beside, succession, stop}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({*keepers, sink, *beside, succession, stop}, return_when=asyncio.FIRST_COMPLETED)
             if succession.done() and not stop.done():
                 status = succession.result()
                 self._on_stop(True)
             await self._halt(keepers)
+            self._mirrored.stop()
+            await sink
         finally:
-            for task in (*keepers, *beside, succession, stop):
+            for task in (*keepers, sink, *beside, succession, stop):
                 task.cancel()
+            self._mirrored.kill()
             for pair in self._pairs:
                 pair.kill()
             await asyncio.gather(*beside, succession, stop, return_exceptions=True)
@@ -302,12 +311,13 @@ class Supervisor:
             )
             return
         fresh = kept(self.settings, fresh)
-        worker, relay = worker_config(fresh, self._run_name), relay_config(fresh)
+        worker, relay = worker_config(fresh, self._run_name), relay_config(fresh, self._mirrored.address)
         restart_workers = worker != self._orders.worker
         self.settings = fresh
         self._orders.heartbeat_timeout = fresh.relay.heartbeat_timeout
         self._orders.relay, self._orders.worker = relay, worker
         logging.getLogger().setLevel(fresh.log_level.upper())
+        self._mirrored.reload(fresh)
         for pair in self._pairs:
             pair.relay.reload()
             if restart_workers:

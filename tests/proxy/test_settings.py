@@ -47,18 +47,37 @@ ONE = {"listen": "127.0.0.1:8500", "upstream": "127.0.0.1:18500"}
         ),
         (
             {"listeners": [ONE], "zzz": 1},
-            "zzz: unknown key; known are listeners, relay, tap, capture, admin, workers, takeover_socket, log_level",
+            "zzz: unknown key; known are listeners, relay, tap, sink, capture, admin, workers, takeover_socket, "
+            "log_level",
         ),
         (
             {"listeners": [ONE], "relay": {"connect_timeout": "5s"}},
             "relay.connect_timeout: expected `float`, got `str`",
         ),
         ({"listeners": [ONE], "relay": {"connect_timeout": -1}}, "relay.connect_timeout: expected `float` >= 0.0"),
-        ({"listeners": [ONE], "log_level": "loud"}, "log_level: 'loud' is not known; debug, info, warning or error"),
+        (
+            {"listeners": [ONE], "log_level": "loud"},
+            "log_level: 'loud' is not known; known are debug, error, info, warning",
+        ),
         ({}, "listeners: missing"),
+        (
+            {"listeners": [ONE | {"mode": "mirror"}]},
+            "listeners[0].mode: 'mirror' is not known; known are relay, sink",
+        ),
+        (
+            {"listeners": [ONE | {"mode": "sink"}]},
+            "listeners[0].upstream: a listener of mode sink has no model server behind it; remove it",
+        ),
+        (
+            {"listeners": [{"listen": ":8500", "mode": "sink", "follow_upstream": True}]},
+            "listeners[0].follow_upstream: a listener of mode sink has no model server behind it; remove it",
+        ),
         (None, "settings: expected `object`, got `null`"),
         ({"listeners": []}, "listeners: expected `array` of length >= 1"),
-        ({"listeners": [{"listen": ":8500"}]}, "listeners[0].upstream: missing"),
+        (
+            {"listeners": [{"listen": ":8500"}]},
+            "listeners[0].upstream: missing; give the model server's address, or mode: sink",
+        ),
         (
             {"listeners": [ONE | {"listen": "8500"}]},
             "listeners[0].listen: '8500' is not an address; write host:port, for example 127.0.0.1:8500",
@@ -118,7 +137,7 @@ def test_a_mistake_is_one_line(data: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("listen", "upstream", "message"),
     [
-        ([], [], "nothing to do: give --listen and --upstream, or --config FILE.yaml"),
+        ([], [], "nothing to do: give --listen and --upstream, --sink, or --config FILE.yaml"),
         ([":1", ":2"], [":3"], "2 --listen and 1 --upstream: each --listen needs one"),
         ([":1"], ["x"], "listeners[0].upstream: 'x' is not an address; write host:port, for example 127.0.0.1:8500"),
     ],

@@ -30,6 +30,7 @@ ALL: dict[str, Any] = {
             "upstream_tls": {},
         }
     ],
+    "sink": {},
     "relay": {},
     "tap": {},
     "capture": {"limits": {}},
@@ -48,6 +49,11 @@ SHOWN_BY = {
         "relay.drain_quiet": "test_a_stop_closes_idle_connections_and_waits_for_busy_ones",
         "relay.heartbeat_timeout": "test_a_relay_without_heartbeat_is_replaced_and_waiting_clients_are_served",
         "capture.worker_socket": "test_a_worker_of_another_container_connects_reads_and_is_replaced",
+    },
+    "proxy/test_sink.py": {
+        "listeners[].mode": "test_a_copy_is_captured_as_unproven_and_relayed_traffic_is_judged_as_ever",
+        "sink.max_connections": "test_one_connection_too_many_costs_the_one_that_was_answered_least_recently",
+        "sink.request_timeout": "test_a_request_that_does_not_end_in_time_ends_its_connection_and_an_idle_one_stays",
     },
     "proxy/test_config_command.py": {
         "log_level": "test_a_sidecar_that_debugs_logs_its_effective_settings_first",
@@ -174,6 +180,8 @@ def other(value: Any, place: str) -> Any:
     """Another value that is as good."""
     if place == "log_level":
         return "debug"
+    if place.endswith(".mode"):
+        return "sink"
     if place.endswith(".dialect"):
         return "eas-tensorflow"
     if place.endswith(".socket_mode"):
@@ -201,6 +209,8 @@ def changed(place: str) -> tuple[Settings, Settings]:
     for step in path:
         at = at[int(step)] if step.isdigit() else at[step]
     at[name] = other(at[name], place)
+    if place == "listeners[].mode":
+        at.update(upstream="", upstream_tls=None)
     return from_data(before), from_data(after)
 
 
