@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Literal
 
+from capture.export.tfrecord import UNWARMED
 from capture.signature import WireSignature, nearest
 from replay.calls import Ran
 from replay.traffic import Evidence, Judged
@@ -104,7 +105,9 @@ def _verdict(evidence: Evidence, warm: Pass, reasons: tuple[str, ...]) -> tuple[
 
 
 def explanation(signature: WireSignature, records: Mapping[str, WireSignature]) -> str:
-    """Why a file did not help a request: how it differs from the nearest record."""
+    """Why a file did not help a request: what it cannot hold, or how the request differs from the nearest record."""
+    if signature.family == "tfserving" and signature.method in UNWARMED:
+        return UNWARMED[signature.method]
     if signature.digest in records:
         return "a record of the same signature is in the file: its names are not enough to find the executor"
     found = nearest(signature, records.values())

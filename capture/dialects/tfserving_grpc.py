@@ -1,9 +1,9 @@
 """TensorFlow Serving over gRPC: every method that reaches Session::Run.
 
 PredictionService: Predict, Classify, Regress, MultiInference; SessionService: SessionRun, which no server in the public
-repository registers, but others may [K]. What asks for no inference (GetModelMetadata, ModelService) is counted by its
-name; so is PredictStreamed, a log type of prediction_log.proto that prediction_service.proto (2.21) has no method for:
-what such a stream means is not known, so nothing is claimed of it.
+repository registers (general knowledge, not verified), but others may. What asks for no inference (GetModelMetadata,
+ModelService) is counted by its name. So is PredictStreamed: prediction_log.proto has a log type of that name, but
+prediction_service.proto (2.21) no method; what such a stream means is not known, so nothing is claimed of it.
 
 Which failures come before Session::Run: model_servers/server_core.cc (lookup of the servable) and, of
 servables/tensorflow, predict_impl.cc, predict_util.cc (PreProcessPrediction), classifier.cc (PreProcessClassification),
@@ -65,7 +65,7 @@ _COMMON: Final[_Refusals] = (
     (_NOT_FOUND, "Could not find", "unknown model or version"),
     (_INVALID_ARGUMENT, "Unrecognized servable version label", "unknown version label"),
     (_INVALID_ARGUMENT, "Missing ModelSpec", "no model_spec"),
-    # gRPC's own texts for a method that is not registered: Python, Go.
+    # gRPC's own texts for a method that is not registered: Python, Go (the latter general knowledge, not verified).
     (_UNIMPLEMENTED, "Method not found!", "method not served"),
     (_UNIMPLEMENTED, "unknown service tensorflow.serving.", "method not served"),
     (_UNAUTHENTICATED, "", "not authenticated"),

@@ -15,6 +15,7 @@ from capture.commands.export import export
 from capture.export.read import read_any
 from capture.export.tfrecord import read_records
 from replay import tf_protos
+from replay.inference import request_class
 from tests.e2e.conftest import Front, front
 from tests.support.processes import capture
 from tests.support.tf_host import HostProcess
@@ -45,8 +46,8 @@ ROUNDS = 3
 
 def calls(seed: int) -> list[tuple[str, Any]]:
     """(method, request), one for each line."""
-    given = census_input(1 + seed % 3, age=20.0 + seed)
-    context = census_input(2, context=True, age=20.0 + seed)
+    given = census_input(20 + seed % 3, age=20.0 + seed)
+    context = census_input(20, context=True, age=20.0 + seed)
     inputs = {"inputs": serialized_examples(given)}
     return [
         ("Classify", examples_request("Classify", "classify", given, version=1)),
@@ -85,13 +86,13 @@ REFUSED = {
 @dataclass
 class Captured:
     front: Front
-    sent: set[bytes]
+    sent: set[tuple[str, bytes]]
 
 
 @pytest.fixture(scope="module")
 def captured(census: Path, tmp_path_factory: pytest.TempPathFactory) -> Captured:
     """All calls, plain and compressed both ways, with grpcio; and then the odd ones."""
-    sent: set[bytes] = set()
+    sent: set[tuple[str, bytes]] = set()
     with HostProcess(census, eas=False) as host:
         place = front(_with_eas(host), tmp_path_factory.mktemp("methods"), sheds=False)
         with place.sidecar:
@@ -104,7 +105,7 @@ def captured(census: Path, tmp_path_factory: pytest.TempPathFactory) -> Captured
                     for seed in range(ROUNDS):
                         for method, request in calls(seed):
                             getattr(stub, method)(request, timeout=60)
-                            sent.add(request.SerializeToString(deterministic=True))
+                            sent.add((method, request.SerializeToString(deterministic=True)))
                             number += 1
             number += _send_odd(place.grpc)
             place.wait_observed(number - 3)
@@ -143,22 +144,31 @@ def test_each_signature_is_captured_with_the_version_that_answered(captured: Cap
     assert set(rows) == LINES
     assert {row.key.owner.version for row in rows.values()} == {"1"}
     assert {(row.proven, row.unproven) for row in rows.values()} == {(ROUNDS * len(COMPRESSIONS), 0)}
-    assert "inputs:string[2]" in rows["Classify census/serving_default (inputs) -> (*)"].shapes
+    assert "inputs:string[20]" in rows["Classify census/serving_default (inputs) -> (*)"].shapes
 
 
 def test_what_is_stored_is_what_was_sent_unpacked(captured: Captured) -> None:
     store = captured.front.store()
-    bodies = [sample.body for row in store.signatures("census") if (sample := store.sample(row.key)) is not None]
+    bodies = [sample for row in store.signatures("census") if (sample := store.sample(row.key)) is not None]
     held = [item.sample for _, item in store.held_out("census")]
     store.close()
     assert len(bodies) == len(LINES)
-    # Compressed ones are kept both ways.
-    assert any(one.wire_body is not None for one in held)
-    messages = tf_protos.load("tensorflow_serving.apis.predict_pb2").PredictRequest
-    predicts = {body for body in captured.sent if b"serving_default" not in body}
-    for body in (*bodies, *(one.body for one in held)):
-        # The order of a map's entries is the client's; a Predict here has but one.
-        assert body in captured.sent or messages.FromString(body).SerializeToString(deterministic=True) in predicts
+    # Compressed ones are kept both ways, of every method.
+    packed = {
+        (one.path.rpartition("/")[2], one.headers["grpc-encoding"])
+        for one in held
+        if one.wire_body is not None and len(one.wire_body) < len(one.body)
+    }
+    assert packed == {
+        (method, encoding)
+        for method in ("Classify", "Regress", "MultiInference", "Predict")
+        for encoding in ("gzip", "deflate")
+    }
+    for one in (*bodies, *held):
+        method = one.path.rpartition("/")[2]
+        # The order of a map's entries is each serializer's own.
+        request = request_class(method).FromString(one.body)
+        assert (method, request.SerializeToString(deterministic=True)) in captured.sent
 
 
 def test_what_is_no_call_or_was_refused_is_told(captured: Captured) -> None:

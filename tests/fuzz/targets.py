@@ -35,7 +35,16 @@ from capture.wire.grpc import (
     decompress,
 )
 from tests.fuzz.script import script, steps
-from tests.support.calls import eas, predict, predict_response
+from tests.support.calls import (
+    CLASSIFY,
+    REGRESS,
+    eas,
+    multi_inference,
+    of_examples,
+    predict,
+    predict_response,
+    session_run,
+)
 from tests.support.tap_frames import GrpcFlow
 from tests.support.wire_feed import HELD_BOUND, Step, bytewise, coalesce, load, run
 
@@ -55,6 +64,10 @@ _PARTS: Final[dict[type, tuple[ev.Side, str]]] = {
     ev.ResponseData: (ev.Side.SERVER, "data"),
     ev.ResponseEnd: (ev.Side.SERVER, "end"),
 }
+_GRPC_PATHS: Final = (
+    *(f"/tensorflow.serving.PredictionService/{name}" for name in ("Predict", "Classify", "Regress", "MultiInference")),
+    "/tensorflow.serving.SessionService/SessionRun",
+)
 _OPEN_BYTES: Final = 64 << 10
 _INFLATED: Final = 32 << 10
 
@@ -104,8 +117,9 @@ def dialects(data: bytes) -> None:
     grpc = bool(data[0] & 4)
     path_size = data[0] >> 3
     path, body = data[1 : 1 + path_size].decode("latin-1"), data[1 + path_size :]
-    if not path:
-        path = "/tensorflow.serving.PredictionService/Predict" if grpc else "/api/predict/s"
+    if len(path) <= 1:
+        # A path of one character stands for one of those that no fuzzer would come upon.
+        path = _GRPC_PATHS[ord(path or "\0") % len(_GRPC_PATHS)] if grpc else "/api/predict/s"
     for found in (find_route(b"POST", path, grpc, listener), find_route(b"POST", path, not grpc, listener)):
         if isinstance(found, Ignored):
             assert found.what, "ignored without a word"
@@ -141,7 +155,7 @@ def _read(route: Route, body: bytes) -> None:
 
 def _without_version(read: Callable[[Route, bytes], Call], route: Route, body: bytes, call: Call) -> None:
     try:
-        cut = strip_version(body)
+        cut = strip_version(body, route.method)
     except WireError as error:
         raise AssertionError(f"a request that protobuf reads is refused: {error}") from error
     left = read(route, cut)
@@ -149,7 +163,7 @@ def _without_version(read: Callable[[Route, bytes], Call], route: Route, body: b
     assert not left.version_label, "the label is still there"
     assert left.signature.digest == call.signature.digest, "the version changed the signature"
     assert left.tensors == call.tensors, "the version changed a tensor"
-    assert strip_version(cut) == cut, "cutting twice is another request"
+    assert strip_version(cut, route.method) == cut, "cutting twice is another request"
 
 
 def messages(data: bytes) -> None:
@@ -287,6 +301,15 @@ def seeds(name: str) -> Iterator[bytes]:
             for listener in range(3):
                 yield bytes([listener]) + body
                 yield bytes([listener | 4]) + body
+        of_method = (
+            (1, of_examples([(("age", 1.0), ("job", b"x"))] * 2, signature="s", version=3)),
+            (2, of_examples(context=[("job", b"x")], label="l")),
+            (3, multi_inference((CLASSIFY, "a"), (REGRESS, "b"), version=3)),
+            (4, session_run(["a", "b"], ["y"], ["init"])),
+            (4, session_run(aliases=True)),
+        )
+        for place, body in of_method:
+            yield bytes([4 | 1 << 3, place]) + body
         yield bytes([0 | len(b"/api/predict/x") << 3]) + b"/api/predict/x" + bodies[-1]
     elif name == "messages":
         for body in (*bodies, predict_response(outputs=b"abc")):

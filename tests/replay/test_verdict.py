@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from capture.signature import WireSignature
+from capture.signature import WireSignature, wire_signature
 from replay.calls import Ran
 from replay.traffic import Evidence, Judged
 from replay.verdict import Pass, decide, explanation, figures
@@ -116,6 +116,8 @@ def test_a_request_that_never_succeeded_may_fail() -> None:
 def test_explanations() -> None:
     assert explanation(A, {}) == "the file has no record"
     assert "same signature is in the file" in explanation(A, FILE)
+    session = wire_signature("tfserving", "m", "SessionRun", "", ["x:0"], ["y:0"])
+    assert explanation(session, FILE).startswith("a warm-up file cannot hold SessionRun")
     assert explanation(B, FILE) == f"nearest record {A.digest[:15]}: fetches also: model_version_id"
 
 

@@ -15,7 +15,9 @@ from capture.schema.wire import (
     MAX_VARINT_BYTES,
     UNCROWDED_BYTES,
     FieldProbe,
+    NestedProbe,
     WireError,
+    count_fields,
     crowded,
     fields,
     length_delimited,
@@ -132,6 +134,72 @@ def test_a_probe_reads_a_real_response_in_any_two_pieces() -> None:
         found = _probe([response[:cut], response[cut:]]).value
         assert found is not None
         assert messages.ModelSpec.FromString(found).version.value == 41
+
+
+def _nested(pieces: list[bytes], most: int = 1000) -> NestedProbe:
+    probe = NestedProbe(2, 2, most)
+    for piece in pieces:
+        probe.feed(piece)
+    return probe
+
+
+@given(st.lists(st.tuples(st.sampled_from([1, 2]), _MESSAGES), max_size=4), st.lists(st.integers(0, 2000), max_size=6))
+def test_a_nested_probe_finds_what_a_full_parse_finds(
+    message: list[tuple[int, list[tuple[int, int, bytes]]]], cuts: list[int]
+) -> None:
+    data = b"".join(length_delimited(number, b"".join(_raw(*field) for field in inner)) for number, inner in message)
+    wanted = b"".join(
+        value
+        for number, inner in message
+        for inner_number, wire_type, value in inner
+        if (number, inner_number, wire_type) == (2, 2, 2)
+    )
+    assert _nested(_split(data, cuts)).value == (wanted or None)
+    assert _nested([data[at : at + 1] for at in range(len(data))]).value == (wanted or None)
+
+
+@given(st.binary(max_size=200), st.lists(st.integers(0, 2000), max_size=8))
+def test_a_nested_probe_never_raises_and_does_not_depend_on_the_split(data: bytes, cuts: list[int]) -> None:
+    for raw in (data, length_delimited(2, data) * 2):
+        assert _nested([raw]).value == _nested(_split(raw, cuts)).value
+
+
+def test_a_nested_probe_gives_up_on_what_ends_inside_a_field_or_is_over_its_bound() -> None:
+    good = length_delimited(2, length_delimited(2, b"spec"))
+    assert _nested([good]).value == b"spec"
+    for bad in (length_delimited(2, b"\x12\x05spec"), length_delimited(2, b"\x12"), length_delimited(2, b"\xff")):
+        assert _nested([bad]).value is None
+        assert _nested([bad, good]).value is None
+        assert _nested([good, bad]).value is None
+    assert _nested([length_delimited(2, length_delimited(2, bytes(600)))] * 2).value is None
+
+
+@given(_MESSAGES, st.sampled_from([1, 2]), st.integers(1, 12))
+def test_fields_are_counted(message: list[tuple[int, int, bytes]], number: int, limit: int) -> None:
+    data = b"\0" + b"".join(_raw(*field) for field in message) + b"\0"
+    expected = sum((found, wire_type) == (number, 2) for found, wire_type, _ in message)
+    counted = count_fields(data, 1, len(data) - 1, number, limit)
+    assert counted == (expected if len(message) <= limit else limit)
+
+
+@given(st.binary(max_size=60), st.binary(max_size=3))
+def test_counting_reads_what_the_reader_reads(data: bytes, behind: bytes) -> None:
+    """The bytes behind the message are never looked at."""
+    try:
+        expected = sum((field.number, field.wire_type) == (1, 2) for field in fields(data))
+    except WireError:
+        with pytest.raises(WireError):
+            count_fields(data + behind, 0, len(data), 1, 1000)
+        return
+    assert count_fields(data + behind, 0, len(data), 1, 1000) == expected
+
+
+def test_large_fields_are_counted_too() -> None:
+    for size in (0, 127, 128, 16383, 16384, 70_000):
+        data = length_delimited(1, bytes(size)) * 3
+        assert count_fields(data, 0, len(data), 1, 10) == 3
+        with pytest.raises(WireError):
+            count_fields(data, 0, len(data) - 1, 1, 10)
 
 
 def test_a_probe_gives_up_on_a_field_over_its_bound() -> None:
