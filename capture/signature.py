@@ -21,6 +21,8 @@ from capture.memo import Memo
 DIGEST_VERSION: Final = "w1"
 #: Hexadecimal digits kept of the SHA-256: 128 bits, so that not even a hostile client finds two with one digest.
 DIGEST_HEX: Final = 32
+#: Server families that run TensorFlow: only their requests have an executor key.
+TENSORFLOW: Final = frozenset({"tfserving", "eas"})
 #: An empty signature_name means this one (tensorflow/core/public/session constants: kDefaultServingSignatureDefKey).
 DEFAULT_SIGNATURE: Final = "serving_default"
 
@@ -61,7 +63,8 @@ def _one_line(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class WireSignature:
-    """Identity of a request. ``family`` is the server family (``tfserving``, ``eas``); ``inputs`` the sorted names
+    """Identity of a request. ``family`` is the server family (``tfserving``, ``eas``, or for
+    EAS services without TensorFlow the name of their dialect); ``inputs`` the sorted names
     actually sent; ``outputs`` the sorted multiset of names asked for, None where the filter was empty (all outputs)."""
 
     family: str
@@ -208,8 +211,10 @@ def executor_key(signature: WireSignature, defs: Mapping[str, SignatureDef]) -> 
 
     ``tfserving``: by the rules of each method. Predict feeds every input of the signature, defaults filled in
     (predict_util.cc: PreProcessPrediction). ``eas``: what was sent is fed (DeepRec message_coding.cc; the vendor
-    documents no rule). Raises Misfit.
+    documents no rule). Any other family runs no TensorFlow. Raises Misfit.
     """
+    if signature.family not in TENSORFLOW:
+        raise Misfit(f"not a TensorFlow service ({signature.family}): its requests have no executor")
     if signature.family == "tfserving" and signature.method in _KEYS:
         return _KEYS[signature.method](signature, defs)
     found = _found(signature.signature_name, defs)

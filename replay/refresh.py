@@ -23,6 +23,7 @@ from capture.export.table import FORMATS
 from capture.export.tfrecord import MAX_RECORDS, WARMUP_PATH
 from capture.savedmodel import SavedModelError, read_saved_model
 from capture.store.base import Sample, Store, StoredSignature
+from replay.services import refuse_other_services
 from replay.tf_protos import TensorFlowMissing
 from replay.trial import Request, Trial, run_trial
 
@@ -98,7 +99,7 @@ def refresh_version(
     rows = source.signatures(model)
     selection = select(
         rows,
-        family=_FAMILY,
+        families=(_FAMILY,),
         version=version,
         defs=read_saved_model(directory).signatures,
         # All of them are run below: what failed in production may have failed because it was cold.
@@ -238,6 +239,7 @@ def refresh(
     found = find_versions(base)
     known = {row.key.owner.model for row in source.signatures() if row.key.owner.family == _FAMILY}
     if model not in known:
+        refuse_other_services(source, model)
         have = ", ".join(sorted(known)) or "none"
         raise UserError(f"nothing captured of model {model}; the store has of TF Serving: {have}; say --model")
     done = found.unreadable

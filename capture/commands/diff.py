@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from capture.commands.options import ModelOption, SharedOption
+from capture.commands.options import DialectOption, ModelOption, SharedOption
 from capture.commands.tables import printable
 from capture.errors import UserError
 from capture.export.compare import Comparison, Only, compare
@@ -22,6 +22,7 @@ def diff(
     a: Annotated[str, typer.Argument(help="A warm-up file, a directory of .bin files, or a store.", metavar="A")],
     b: Annotated[str, typer.Argument(help="Another one.", metavar="B")],
     model: ModelOption = None,
+    dialect: DialectOption = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
     allow_shared_store: SharedOption = False,
 ) -> None:
@@ -31,7 +32,7 @@ def diff(
     Exit code 0: the same signatures. 1: they differ. 2: one cannot be read.
     """
     try:
-        found = compare(_read(a, model, allow_shared_store), _read(b, model, allow_shared_store))
+        found = compare(_read(a, model, dialect, allow_shared_store), _read(b, model, dialect, allow_shared_store))
     except UserError as error:
         typer.echo(f"capture: error: {printable(str(error))}", err=True)
         raise typer.Exit(TROUBLE) from None
@@ -42,9 +43,9 @@ def diff(
     raise typer.Exit(DIFFERENT if found.differs else SAME)
 
 
-def _read(name: str, model: str | None, allow_shared: bool) -> Contents:
+def _read(name: str, model: str | None, dialect: str, allow_shared: bool) -> Contents:
     """Raises UserError where a record cannot be read: what was not read cannot be compared."""
-    contents = read_any(name, model=model, allow_shared=allow_shared)
+    contents = read_any(name, model=model, dialect=dialect, allow_shared=allow_shared)
     for entry in contents.entries:
         for severity, place, text in entry.remarks:
             if severity is Severity.ERROR and entry.signature is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -12,17 +13,19 @@ from typing import Annotated
 
 import typer
 
-from capture.commands.options import DEFAULT_STORE, SavedModelOption, SharedOption, StoreOption
+from capture.commands.options import DEFAULT_STORE, DialectOption, SavedModelOption, SharedOption, StoreOption
 from capture.commands.tables import print_table, printable
+from capture.dialects.table import EAS
 from capture.errors import UserError
 from capture.export.base import ExportError, Format, OutFile, Record, Selection
+from capture.export.eas_bin import EasBinFormat
 from capture.export.files import PRIVATE_MODE, write_atomically
 from capture.export.manifest import MANIFEST_NAME, MANIFEST_SUFFIX, covered_calls, manifest, own_files
 from capture.export.select import select
 from capture.export.table import FORMATS
 from capture.export.tfrecord import WARMUP_PATH
 from capture.savedmodel import read_saved_model
-from capture.store.base import Sample, Store, open_store
+from capture.store.base import Sample, Store, StoredSignature, open_store
 
 
 def export(
@@ -32,6 +35,10 @@ def export(
         Path, typer.Option("--out", help="The file to write (mode 0600); for eas-bin a directory.", metavar="PATH")
     ],
     store: StoreOption = DEFAULT_STORE,
+    dialect: DialectOption = "",
+    wire: Annotated[
+        bool, typer.Option("--wire", help="eas-bin: the bytes as clients sent them, compressed where they compress.")
+    ] = False,
     model_version: Annotated[
         str | None, typer.Option("--model-version", help="Only what this version served; default: all versions.")
     ] = None,
@@ -51,6 +58,8 @@ def export(
     """
     if form not in FORMATS:
         raise UserError(f"--format {form}: no such format; one of: {', '.join(FORMATS)}")
+    if wire and form != EasBinFormat.name:
+        raise UserError(f"--wire: is for eas-bin; a {form} file holds requests as the server reads them")
     source = open_store(store, allow_shared=allow_shared_store)
     try:
         if out.resolve() == Path(store.removeprefix("sqlite:")).resolve():
@@ -59,6 +68,8 @@ def export(
             source,
             FORMATS[form],
             model=model,
+            dialect=dialect,
+            wire=wire,
             version=model_version,
             saved_model=saved_model,
             limit=limit,
@@ -79,12 +90,16 @@ def run(
     limit: int | None,
     out: Path,
     force: bool = False,
+    dialect: str = "",
+    wire: bool = False,
 ) -> None:
     """Choose, write, read back. Raises UserError."""
     rows = source.signatures(model)
+    families = _families(rows, form, model, dialect)
+    rows = [row for row in rows if families is None or row.key.owner.family in families]
     selection = select(
         rows,
-        family=form.family,
+        families=families,
         version=version,
         only_version=version is not None,
         defs=None if saved_model is None else read_saved_model(saved_model).signatures,
@@ -100,12 +115,16 @@ def run(
             + ("" if saved_model else ", or --saved-model DIR to merge those that share an executor")
         )
     records = read_samples(source, selection)
+    packed = sum(sample.wire_body is not None for _, sample in records)
+    if wire:
+        records = [(record, as_sent(sample)) for record, sample in records]
     files = form.write(records)
     described = manifest(
         warmtap=installed_version("warmtap"),
         created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         form=form,
         model=model,
+        dialect="" if families is None or form.families is None else _dialect_of(families),
         version=version,
         fitted=saved_model is not None,
         selection=selection,
@@ -113,6 +132,7 @@ def run(
         calls=covered_calls(selection, rows, form),
         counters=source.counters(),
         proof={"level": "none"},
+        note=_packed_note(packed, len(records), wire) if form.name == EasBinFormat.name else "",
     )
     try:
         if form.directory:
@@ -129,6 +149,42 @@ def run(
         )
 
 
+def _families(rows: list[StoredSignature], form: Format, model: str, dialect: str) -> frozenset[str] | None:
+    """Whose records to write; None for all. Raises UserError where one service was captured in several dialects, of
+    which only one can be right for its warm-up data."""
+    if dialect and form.families is not None and EAS[dialect].family not in form.families:
+        raise UserError(f"--dialect {dialect}: {form.name} cannot hold its requests")
+    if dialect:
+        return frozenset({EAS[dialect].family})
+    if form.families is None:
+        return None
+    found = sorted({row.key.owner.family for row in rows} & form.families)
+    if len(found) > 1:
+        names = ", ".join(_dialect_of(frozenset({family})) for family in found)
+        raise UserError(f"service {model} was captured in several dialects ({names}); say which with --dialect")
+    return frozenset(found) or form.families
+
+
+def _dialect_of(families: frozenset[str]) -> str:
+    """The dialect of an EAS service; "" for others."""
+    return next((name for name, dialect in EAS.items() if families == {dialect.family}), "")
+
+
+def as_sent(sample: Sample) -> Sample:
+    """The sample with the client's bytes as its body."""
+    return sample if sample.wire_body is None else replace(sample, body=sample.wire_body, wire_body=None)
+
+
+def _packed_note(packed: int, count: int, wire: bool) -> str:
+    if not packed:
+        return ""
+    kept = "as they were sent" if wire else "unpacked (--wire keeps them as they were sent)"
+    return (
+        f"clients sent {packed} of these {count} requests compressed, the files hold them {kept}; EAS does not document"
+        " whether warm-up data passes the service's decompressor (metadata.rpc.decompressor)"
+    )
+
+
 def read_samples(source: Store, selection: Selection) -> list[tuple[Record, Sample]]:
     """The chosen records with their requests. Raises ExportError where one went since the listing."""
     found = []
@@ -141,7 +197,13 @@ def read_samples(source: Store, selection: Selection) -> list[tuple[Record, Samp
 
 
 def _nothing(source: Store, form: Format, model: str, version: str | None, selection: Selection) -> str:
-    known = sorted({row.key.owner.model for row in source.signatures() if form.family in (None, row.key.owner.family)})
+    known = sorted(
+        {
+            row.key.owner.model
+            for row in source.signatures()
+            if form.families is None or row.key.owner.family in form.families
+        }
+    )
     where = f"model {model}" + (f" version {version}" if version else "")
     if selection.left_out:
         first = selection.left_out[0]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from capture.commands.options import ModelOption, SharedOption
+from capture.commands.options import DialectOption, ModelOption, SharedOption
 from capture.commands.tables import print_table, printable
 from capture.errors import UserError
 from capture.export.entries import Contents, Entry, Severity
@@ -22,6 +22,7 @@ def inspect(
         typer.Option("--format", help=f"What it is, where that cannot be told: {', '.join(KINDS)}.", metavar="FORMAT"),
     ] = "",
     model: ModelOption = None,
+    dialect: DialectOption = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
     allow_shared_store: SharedOption = False,
 ) -> None:
@@ -30,7 +31,7 @@ def inspect(
     Exit code 0: all of it can be read, and nothing in it stops a server. 1: the first record that cannot be read, or
     that the server refuses, is named on standard error.
     """
-    contents = read_any(file, form=form, model=model, allow_shared=allow_shared_store)
+    contents = read_any(file, form=form, model=model, dialect=dialect, allow_shared=allow_shared_store)
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(document(file, contents)), indent=2).decode())
     else:

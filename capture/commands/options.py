@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from capture.dialects.table import EAS
+from capture.errors import UserError
+
 DEFAULT_STORE = "warmtap.sqlite"
 #: Where a sidecar serves health, metrics and API unless told otherwise.
 DEFAULT_ADMIN = "127.0.0.1:8590"
@@ -17,6 +20,20 @@ SharedOption = Annotated[
     typer.Option("--allow-shared-store", help="Use a store that others than its owner may read or write."),
 ]
 ModelOption = Annotated[str | None, typer.Option("--model", help="Only this model (EAS: the service).")]
+
+
+def _dialect(name: str) -> str:
+    if name and name not in EAS:
+        raise UserError(f"--dialect {name}: no dialect of EAS; one of: {', '.join(EAS)}")
+    return name
+
+
+DialectOption = Annotated[
+    str,
+    typer.Option(
+        "--dialect", callback=_dialect, help=f"EAS: what kind of service it is: {', '.join(EAS)}.", metavar="DIALECT"
+    ),
+]
 SavedModelOption = Annotated[
     Path | None,
     typer.Option("--saved-model", help="Version directory with saved_model.pb, to fit signatures to.", metavar="DIR"),

@@ -95,8 +95,8 @@ class Format(Protocol):
 
     #: As in ``--format``.
     name: str
-    #: The server family whose records it takes; None for any.
-    family: str | None
+    #: The server families whose records it takes; None for any.
+    families: frozenset[str] | None
     #: True when PATH is a directory of files.
     directory: bool
     #: Records that one file may hold; None for no bound.

@@ -6,6 +6,7 @@ carry no length, and two of them behind each other read as one merged message.
 
 from __future__ import annotations
 
+from capture.dialects.table import EAS
 from capture.export.base import ExportError, OutFile, Record
 from capture.signature import WireSignature
 from capture.store.base import Sample
@@ -18,7 +19,7 @@ class EasBinFormat:
     """``--format eas-bin``."""
 
     name = "eas-bin"
-    family: str | None = "eas"
+    families: frozenset[str] | None = frozenset(dialect.family for dialect in EAS.values())
     directory = True
     max_records: int | None = None
     loads: int | None = 1

@@ -7,16 +7,22 @@ each.
 
 from __future__ import annotations
 
+from typing import Final
+
+from capture.dialects.eas_string import EasString
 from capture.export.base import ExportError, OutFile, Record
 from capture.signature import WireSignature
 from capture.store.base import Sample
+
+#: The kind of service that takes text.
+TEXT: Final = EasString()
 
 
 class EasTxtFormat:
     """``--format eas-txt``."""
 
     name = "eas-txt"
-    family: str | None = "eas"
+    families: frozenset[str] | None = frozenset({TEXT.family})
     directory = False
     max_records: int | None = None
     loads: int | None = None

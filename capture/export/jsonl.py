@@ -46,7 +46,7 @@ class JsonlFormat:
     """``--format jsonl``."""
 
     name = "jsonl"
-    family: str | None = None
+    families: frozenset[str] | None = None
     directory = False
     max_records: int | None = None
     loads: int | None = None

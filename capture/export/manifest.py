@@ -43,7 +43,7 @@ def covered_calls(selection: Selection, rows: Iterable[StoredSignature], form: F
             loaded |= digests
     covered = in_files = seen = 0
     for row in rows:
-        if form.family in (None, row.key.owner.family):
+        if form.families is None or row.key.owner.family in form.families:
             seen += row.hits
             in_files += row.hits if row.key.digest in inside else 0
             covered += row.hits if row.key.digest in loaded else 0
@@ -63,8 +63,11 @@ def manifest(
     calls: Calls,
     counters: Mapping[str, int],
     proof: Mapping[str, Any],
+    note: str = "",
+    dialect: str = "",
 ) -> bytes:
-    """The manifest as indented JSON. ``proof`` says what was run:
+    """The manifest as indented JSON. ``dialect`` is that of an EAS service, "" otherwise; ``note`` is said beside the
+    format's own. ``proof`` says what was run:
     ``{"level": "none"}``, or the level with TensorFlow's version and figures."""
     value = {
         "manifest_version": MANIFEST_VERSION,
@@ -72,9 +75,10 @@ def manifest(
         "created_at": created_at,
         "format": form.name,
         "model": model,
+        "dialect": dialect or None,
         "model_version": version,
         "fitted_to_saved_model": fitted,
-        "note": form.note,
+        "note": "; ".join(filter(None, (form.note, note))),
         "proof": dict(proof),
         "coverage": {
             "calls_covered": calls.covered,

@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from capture.dialects.base import Unreadable
-from capture.dialects.table import stored_route
+from capture.dialects.table import EAS, stored_route
 from capture.errors import UserError
 from capture.export.entries import STORE, Contents, Entry, Severity
 from capture.export.manifest import MANIFEST_NAME, MANIFEST_SUFFIX
@@ -24,10 +24,13 @@ _BY_SUFFIX: Final = {".txt": "eas-txt", ".jsonl": "jsonl", ".ndjson": "jsonl", "
 _SQLITE: Final = b"SQLite format 3\0"
 
 
-def read_any(name: str, *, form: str = "", model: str | None = None, allow_shared: bool = False) -> Contents:
+def read_any(
+    name: str, *, form: str = "", model: str | None = None, dialect: str = "", allow_shared: bool = False
+) -> Contents:
     """What is in this file, directory or store, of one model if given. ``form`` says what it is; empty: found out.
-    Raises UserError where it is not there, or is a store that cannot be opened; what is wrong inside a file is in the
-    result."""
+    ``dialect`` says what kind of EAS service requests are for; empty: what a manifest says, or the TensorFlow
+    processor. Raises UserError where it is not there, or is a store that cannot be opened; what is wrong inside a file
+    is in the result."""
     if form and form not in KINDS:
         raise UserError(f"--format {form}: no such format; one of: {', '.join(KINDS)}")
     path = Path(name)
@@ -37,7 +40,7 @@ def read_any(name: str, *, form: str = "", model: str | None = None, allow_share
         if (path / WARMUP_PATH).is_file() and form in ("", "tfrecord"):
             path = path / WARMUP_PATH
         else:
-            return _only(_read_directory(path, form), model)
+            return _only(_read_directory(path, form, dialect), model)
     try:
         with path.open("rb") as file:
             if not form and file.read(len(_SQLITE)) == _SQLITE:
@@ -46,16 +49,21 @@ def read_any(name: str, *, form: str = "", model: str | None = None, allow_share
             data = file.read()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
-    form = form or _kind(path, data)
+    form = form or _kind(path, data, dialect)
     if form == "eas-bin":
-        contents = read_eas_bin([(path.name, data)], _described(path.parent / MANIFEST_NAME).model)
+        told = _described(path.parent / MANIFEST_NAME)
+        contents = read_eas_bin([(path.name, data)], told.model, dialect or told.known_dialect)
+    elif form == "eas-txt":
+        told = _described(path.with_name(path.name + MANIFEST_SUFFIX))
+        contents = read_eas_txt(data, told.model, dialect or told.known_dialect)
     else:
-        contents = {"tfrecord": read_tfrecord, "eas-txt": read_eas_txt, "jsonl": read_jsonl}[form](data)
+        contents = {"tfrecord": read_tfrecord, "jsonl": read_jsonl}[form](data)
     return _only(contents, model)
 
 
-def _kind(path: Path, data: bytes) -> str:
-    """By the name, by the manifest beside it, by the first bytes; TFRecord where nothing else tells."""
+def _kind(path: Path, data: bytes, dialect: str) -> str:
+    """By the name, by the manifest beside it, by the first bytes; where nothing else tells, a dialect means a body, and
+    no dialect TFRecord."""
     if found := _BY_SUFFIX.get(path.suffix):
         return found
     found = _described(path.with_name(path.name + MANIFEST_SUFFIX)).format
@@ -65,6 +73,8 @@ def _kind(path: Path, data: bytes) -> str:
         return "tfrecord"
     if data[:1] == b"{" and b'"warmtap_jsonl"' in data.partition(b"\n")[0]:
         return "jsonl"
+    if dialect:
+        return "eas-bin"
     route = stored_route("eas", "")
     try:
         if route is not None and data:
@@ -78,6 +88,12 @@ def _kind(path: Path, data: bytes) -> str:
 class _Described(msgspec.Struct):
     format: str = ""
     model: str = ""
+    dialect: str | None = None
+
+    @property
+    def known_dialect(self) -> str:
+        """The dialect; "" where none is told, or one of a newer warmtap."""
+        return self.dialect if self.dialect in EAS else ""
 
 
 def _described(manifest: Path) -> _Described:
@@ -88,7 +104,7 @@ def _described(manifest: Path) -> _Described:
         return _Described()
 
 
-def _read_directory(path: Path, form: str) -> Contents:
+def _read_directory(path: Path, form: str, dialect: str) -> Contents:
     files = sorted(path.glob("*.bin"))
     if form not in ("", "eas-bin") or not files:
         what = WARMUP_PATH if form == "tfrecord" else ".bin files"
@@ -97,7 +113,8 @@ def _read_directory(path: Path, form: str) -> Contents:
         read = [(file.name, file.read_bytes()) for file in files]
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}") from None
-    return read_eas_bin(read, _described(path / MANIFEST_NAME).model)
+    told = _described(path / MANIFEST_NAME)
+    return read_eas_bin(read, told.model, dialect or told.known_dialect)
 
 
 def _only(contents: Contents, model: str | None) -> Contents:

@@ -4,33 +4,45 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 import msgspec
 
-from capture.dialects.base import Unreadable
-from capture.dialects.table import stored_route
-from capture.export.eas_txt import text_fault
+from capture.dialects.base import Route, Unreadable
+from capture.dialects.table import EAS, stored_route
+from capture.export.eas_txt import TEXT, text_fault
 from capture.export.entries import Contents, Entry, Severity
 from capture.export.jsonl import LINE_VERSION, Line
 from capture.signature import Call
 
+#: The kind of service that a .bin is for where nobody says.
+_USUAL: Final = "eas-tensorflow"
+#: Dialects whose requests say which outputs they want.
+_FILTERED: Final = frozenset({"eas-tensorflow", "eas-pytorch"})
+#: Bytes that a compressed file may unpack to.
+MAX_UNPACKED_BYTES: Final = 1 << 30
 
-def read_eas_bin(files: Iterable[tuple[str, bytes]], service: str = "") -> Contents:
-    """Requests of the TensorFlow processor: (name, bytes) of each file."""
+
+def read_eas_bin(files: Iterable[tuple[str, bytes]], service: str = "", dialect: str = "") -> Contents:
+    """Requests to a service of this dialect, without one to the TensorFlow processor: (name, bytes) of each file."""
+    spoken = EAS[dialect or _USUAL]
     contents = Contents("eas-bin")
     for number, (name, body) in enumerate(files, 1):
         entry = Entry(number, f"record {number} at byte 0 of {name}", "eas request", len(body), _hash(body))
         contents.entries.append(entry)
         try:
-            entry.take(_read("eas", service, body))
+            call, unpacked = spoken.read_sent(Route(spoken, "predict", service, ""), body, MAX_UNPACKED_BYTES)
         except Unreadable as error:
             entry.remark(
                 Severity.ERROR,
-                f"{error}; a .bin is the body of one request to the TensorFlow processor (warm-up data of others is not"
-                " read)",
+                f"{error}; a .bin is the body of one request to a service, read here as {spoken.name}; if it is for"
+                " another kind, say --dialect",
             )
             continue
-        if entry.signature is not None and entry.signature.outputs is None:
+        entry.take(call)
+        if unpacked is not body:
+            entry.remark(Severity.NOTE, f"is compressed; unpacked it has {len(unpacked)} bytes")
+        if spoken.name in _FILTERED and call.signature.outputs is None:
             entry.remark(Severity.NOTE, "has an empty output filter: fetches all outputs of the model that is served")
     if len(contents.entries) > 1:
         contents.remark(
@@ -42,8 +54,8 @@ def read_eas_bin(files: Iterable[tuple[str, bytes]], service: str = "") -> Conte
     return contents
 
 
-def read_eas_txt(data: bytes) -> Contents:
-    """Requests of text services: a line each."""
+def read_eas_txt(data: bytes, service: str = "", dialect: str = "") -> Contents:
+    """Requests of text services: a line each. Their signatures are told where the dialect says that it is one."""
     contents = Contents("eas-txt")
     for number, begin, line in _lines(data):
         entry = Entry(number, f"record {number} at byte {begin}", "text request", len(line), _hash(line))
@@ -53,6 +65,9 @@ def read_eas_txt(data: bytes) -> Contents:
         if wrong := text_fault(line.removesuffix(b"\r")):
             severity = Severity.WARNING if wrong == "is empty" else Severity.ERROR
             entry.remark(severity, f"{wrong}; a .txt holds one request of UTF-8 text in each line")
+        elif dialect == TEXT.name:
+            entry.take(TEXT.read(Route(TEXT, "predict", service, ""), line))
+    contents.remark_repetitions()
     if not data:
         contents.remark(Severity.WARNING, "no request: nothing is warmed up")
     return contents

@@ -7,7 +7,7 @@ with one executor key one stands for all: one that was seen to succeed before on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from capture.export.base import Candidate, LeftOut, Record, Selection
 from capture.signature import ExecutorKey, Misfit, SignatureDef, WireSignature, executor_key
@@ -17,7 +17,7 @@ from capture.store.base import StoredSignature
 def select(
     rows: Iterable[StoredSignature],
     *,
-    family: str | None,
+    families: Collection[str] | None,
     version: str | None = None,
     only_version: bool = False,
     defs: Mapping[str, SignatureDef] | None = None,
@@ -25,14 +25,17 @@ def select(
     limit: int | None = None,
     refuses: Callable[[WireSignature], str] = lambda _: "",
 ) -> Selection:
-    """Choose among the signatures of a server family, None for any. ``version`` is the one to warm: its own samples win
-    over carried ones, and with ``only_version`` no others are used. ``unproven`` lets requests in that were never seen
-    to succeed. ``limit`` cuts the least used. ``refuses`` says why a file cannot hold a signature, "" if it can.
+    """Choose among the signatures of these server families, None for any. ``version`` is the one to warm: its own
+    samples win over carried ones, and with ``only_version`` no others are used. ``unproven`` lets requests in that were
+    never seen to succeed. ``limit`` cuts the least used. ``refuses`` says why a file cannot hold a signature, "" if it
+    can.
 
     Every wire signature of it is accounted for: it is a record, covered by one, or left out with the reason."""
     groups: dict[str, list[StoredSignature]] = {}
     for row in rows:
-        if family in (None, row.key.owner.family) and (not only_version or row.key.owner.version == version):
+        if (families is None or row.key.owner.family in families) and (
+            not only_version or row.key.owner.version == version
+        ):
             groups.setdefault(row.key.digest, []).append(row)
     found: dict[ExecutorKey | str, list[_Choice]] = {}
     left_out: list[LeftOut] = []

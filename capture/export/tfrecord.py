@@ -134,7 +134,7 @@ class TFRecordFormat:
     """``--format tfrecord``."""
 
     name = "tfrecord"
-    family: str | None = "tfserving"
+    families: frozenset[str] | None = frozenset({"tfserving"})
     directory = False
     max_records: int | None = MAX_RECORDS
     loads: int | None = None

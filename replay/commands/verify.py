@@ -17,6 +17,7 @@ from capture.export.manifest import MANIFEST_NAME, MANIFEST_SUFFIX, with_proof
 from capture.export.tfrecord import WARMUP_PATH
 from capture.signature import SignatureDef
 from capture.store.base import Store, open_store
+from replay.services import refuse_other_services
 from replay.traffic import Evidence, Judged, gather
 from replay.verdict import Pass
 from replay.verify import Report, read_warmup_file
@@ -103,6 +104,8 @@ def _run(
     source = open_store(traffic, allow_shared=allow_shared)
     try:
         model = model or _only_model(source, family, traffic)
+        if model not in _models(source, family):
+            refuse_other_services(source, model)
         try:
             file = read_warmup_file(warmup, family, model)
         except OSError as error:
@@ -166,6 +169,7 @@ def _only_model(source: Store, family: str, traffic: str) -> str:
     if len(models) == 1:
         return models[0]
     if not models:
+        refuse_other_services(source, None)
         raise UserError(f"store {traffic}: nothing captured for {family}; `capture ls` lists what is there")
     raise UserError(f"store {traffic} holds {len(models)} models ({', '.join(models)}); choose one with --model")
 

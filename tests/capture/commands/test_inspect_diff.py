@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from capture.export.tfrecord import frame, prediction_log
+from capture.signature import WireSignature
 from capture.store.base import Batch
 from tests.support.processes import ROOT, capture, run_tensorflow
 from tests.support.stores import add, body_of, filled, signature
@@ -71,16 +72,25 @@ def test_export_jsonl_of_either_family(store: Path, tmp_path: Path) -> None:
 def test_export_eas_txt_of_text_and_of_nothing_else(tmp_path: Path) -> None:
     batch = Batch("run1")
     for number, hits in ((1, 2), (2, 9)):
-        add(batch, signature([f"o{number}"], family="eas", model="text"), proven=hits, body=b'{"n": %d}' % number)
+        add(batch, text([f"o{number}"]), proven=hits, body=b'{"n": %d}' % number)
+    bytes_ = text(["b"], "bytes")
+    add(batch, bytes_, body=b"\xff\xfe")
     add(batch, EAS, proven=1)
     filled(tmp_path / "s", batch).close()
     out = export(tmp_path / "s", "eas-txt", "text", tmp_path / "warmup.txt")
     assert out.read_bytes() == b'{"n": 2}\n{"n": 1}\n'
     assert capture("inspect", str(out)).returncode == 0
-    options = ["--store", tmp_path / "s", "--format", "eas-txt", "--model", "rank", "--out", tmp_path / "o"]
+    options = ["--store", tmp_path / "s", "--format", "eas-txt", "--out", tmp_path / "o", "--model"]
     why = "its request is not UTF-8 text, and a .txt holds one request per line; use --format eas-bin"
-    assert failed("export", *options) == f"{EAS.digest}: {why}"
+    assert failed("export", *options, "bytes") == f"{bytes_.digest}: {why}"
+    assert failed("export", *options, "rank") == (
+        "nothing captured for model rank; eas-txt could be written for: bytes, text"
+    )
     assert not (tmp_path / "o").exists()
+
+
+def text(names: list[str], model: str = "text") -> WireSignature:
+    return signature(family="eas-string", model=model, inputs=names)
 
 
 # --- inspect ---

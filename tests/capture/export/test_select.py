@@ -44,7 +44,7 @@ def lines(selection: Selection) -> list[tuple[tuple[str, ...] | None, str, int]]
 
 
 def choose(*rows: StoredSignature, **options: Any) -> Selection:
-    return select(rows, family=options.pop("family", "tfserving"), **options)
+    return select(rows, families=options.pop("families", ("tfserving",)), **options)
 
 
 def test_the_union_over_versions_most_used_first() -> None:
