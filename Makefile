@@ -7,14 +7,15 @@ JS := tests/clients/js
 BIN := $(VENV)/bin
 PIP_QUIET := --quiet --disable-pip-version-check
 
-.PHONY: help setup demo bench fuzz properties test unit lint types check schema docs requirements clean
+.PHONY: help setup demo bench faults soak fuzz properties test unit lint types check schema docs requirements clean
 
 help:
 	@echo "make demo    set up, then the main job on real input; results in demo-out/"
-	@echo "make bench   CPU per request against nginx and aiohttp (needs nginx, wrk, h2load); results in bench-out/"
+	@echo "make bench   CPU per request against nginx and aiohttp; results in bench-out/. Needs nginx,"
+	@echo "             wrk and h2load; on Debian: apt-get install nginx wrk nghttp2-client"
 	@echo "make test    set up, then all tests"
 	@echo "make unit    the tests that start no process and no TensorFlow: seconds"
-	@echo "make faults  what fails, under load: some minutes"
+	@echo "make faults  what fails, under load: three minutes. As root also full and read-only disks"
 	@echo "make soak    ten minutes of traffic (SOAK=600), memory by process; faults-out/soak.json"
 	@echo "make properties  the property tests with many more, random examples: some minutes"
 	@echo "make fuzz    coverage-guided fuzzing of observers and dialects, SECONDS=60 for each target"

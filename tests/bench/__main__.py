@@ -136,10 +136,10 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="of load, for each contender and round")
     parser.add_argument("--out", type=Path, default=Path("bench-out"))
     options = parser.parse_args()
-    for tool, package in TOOLS.items():
-        if shutil.which(tool, path=os.environ["PATH"] + ":/usr/sbin") is None:
-            print(f"bench: {tool} is missing: install the package {package}", file=sys.stderr)
-            return 2
+    if missing := [tool for tool in TOOLS if shutil.which(tool, path=os.environ["PATH"] + ":/usr/sbin") is None]:
+        packages = " ".join(TOOLS[tool] for tool in missing)
+        print(f"bench: missing: {', '.join(missing)}; on Debian: apt-get install {packages}", file=sys.stderr)
+        return 2
     options.out.mkdir(exist_ok=True)
     began = time.time()
     try:

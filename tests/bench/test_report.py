@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from tests.bench import __main__ as bench
 from tests.bench.report import Measured, summarise, table, verdict
 
 
@@ -40,3 +43,12 @@ def test_the_verdict_names_a_relay_that_costs_more_and_rounds_that_do_not_count(
         "post: aiohttp: only 0 rounds count",
         "post: the relay alone costs 1.10 x nginx",
     ]
+
+
+def test_missing_tools_are_named_at_once_with_their_packages(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench.shutil, "which", lambda tool, path: None if tool in ("wrk", "h2load") else tool)
+    monkeypatch.setattr(bench.sys, "argv", ["bench"])
+    assert bench.main() == 2
+    assert capsys.readouterr().err == "bench: missing: wrk, h2load; on Debian: apt-get install wrk nghttp2-client\n"

@@ -14,13 +14,14 @@ import pytest
 
 from capture.counters import Counters
 from tests.support.calls import eas
+from tests.support.net_grpc import GrpcLoad, grpc_server
 from tests.support.net_http import Load, echo_server
 from tests.support.net_sidecar import Sidecar
 from tests.support.waiting import PATIENCE, until
 
 
 class Front:
-    """A sidecar in front of a real HTTP/1.1 server."""
+    """A sidecar in front of a real HTTP/1.1 server, and of a real gRPC server on the last of its ports."""
 
     def __init__(self, sidecar: Sidecar) -> None:
         self.sidecar = sidecar
@@ -51,12 +52,17 @@ class Front:
 
     @contextlib.contextmanager
     def unharmed(self, requests: int = 100, **load: Any) -> Iterator[Load]:
-        """Clients whose every answer must be right: before, during and after what is done inside."""
-        with Load(self.port, **load) as clients:
+        """Clients whose every answer must be right: before, during and after what is done inside. Beside those that
+        are handed out there is a gRPC channel that stays open throughout."""
+        with GrpcLoad(self.ports[-1]) as channel, Load(self.port, **load) as clients:
+            until(lambda: channel.answered or channel.failures, "the channel")
             clients.more(requests)
             yield clients
             clients.more(requests)
+            answered = channel.answered
+            until(lambda: channel.answered > answered or channel.failures, "an answer on the channel")
         assert not clients.failures
+        assert not channel.failures
 
 
 Start = Callable[..., Front]
@@ -69,7 +75,13 @@ def model() -> Iterator[str]:
 
 
 @pytest.fixture
-def start(tmp_path: Path, model: str) -> Iterator[Start]:
+def grpc_model() -> Iterator[str]:
+    with grpc_server() as address:
+        yield address
+
+
+@pytest.fixture
+def start(tmp_path: Path, model: str, grpc_model: str) -> Iterator[Start]:
     """A sidecar with these settings beside the plain ones; all are stopped cleanly in the end."""
     with contextlib.ExitStack() as stack:
 
@@ -81,7 +93,7 @@ def start(tmp_path: Path, model: str) -> Iterator[Start]:
             **more: Any,
         ) -> Front:
             plain: dict[str, Any] = {
-                "listeners": [{"listen": "127.0.0.1:0", "upstream": one} for one in (model, *upstreams)],
+                "listeners": [{"listen": "127.0.0.1:0", "upstream": one} for one in (model, *upstreams, grpc_model)],
                 "relay": {"drain_delay": 0, "drain_quiet": 0.2, "shutdown_timeout": 2},
                 "admin": {"listen": "127.0.0.1:0"},
                 "capture": {"store": str((store or tmp_path) / "store.sqlite")},
