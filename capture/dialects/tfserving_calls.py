@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from capture.dialects.base import MAX_DIMENSIONS, Unreadable
 from capture.schema import messages
 from capture.schema.wire import LENGTH, WireError, count_fields, crowded, fields
-from capture.signature import Call, TensorSpec, WireSignature, wire_signature
+from capture.signature import DEFAULT_SIGNATURE, Call, TensorSpec, WireSignature, wire_signature
 
 FAMILY: Final = "tfserving"
 #: The one input of Classify, Regress and MultiInference (tensorflow/cc/saved_model/signature_constants.h:
@@ -82,15 +82,14 @@ def read_multi_inference(body: bytes) -> Call:
     request = _parse(messages.MultiInferenceRequestHead, "MultiInferenceRequest", body)
     if not request.tasks:
         raise Unreadable("no tasks")
-    specs = [_spec(task.model_spec) for task in request.tasks]
-    first = specs[0]
-    if any(spec.model != first.model for spec in specs):
-        raise Unreadable("tasks of several models")
+    first = _spec(request.tasks[0].model_spec)
     tasks = []
-    for task, spec in zip(request.tasks, specs, strict=True):
+    for task in request.tasks:
         if task.method_name not in TASK_KINDS:
             raise Unreadable("a task that is neither classify nor regress")
-        tasks.append(multi_inference_task(task.method_name, spec.signature_name))
+        if task.model_spec.name != first.model:
+            raise Unreadable("tasks of several models")
+        tasks.append(multi_inference_task(task.method_name, task.model_spec.signature_name))
     signature = wire_signature(FAMILY, first.model, "MultiInference", "", (EXAMPLES_INPUT,), tasks)
     return _call(signature, _examples(body), first)
 
@@ -98,7 +97,7 @@ def read_multi_inference(body: bytes) -> Call:
 def multi_inference_task(method_name: str, signature_name: str) -> str:
     """How a wire signature writes a task. The kind holds no colon, so no two tasks are written alike."""
     # An empty name means the default signature, as everywhere.
-    return f"{TASK_KINDS[method_name]}:{signature_name or 'serving_default'}"
+    return f"{TASK_KINDS[method_name]}:{signature_name or DEFAULT_SIGNATURE}"
 
 
 def read_session_run(body: bytes) -> Call:

@@ -222,9 +222,9 @@ def test_inspect_a_file_that_tensorflow_wrote(by_hand: Path) -> None:
         ("predict_log", "-", "Predict hand/score (ids, name) -> (y)", "ids:int64[1,3] name:string[2]"),
         ("predict_log", "3", "Predict hand/score (ids, name) -> (y)", "ids:int64[1,3] name:string[2]"),
         ("predict_log", "-", "Predict hand/score (ids, name) -> (*)", "ids:int64[1,3] name:string[2]"),
-        ("classify_log", "-", "Classify hand/serving_default (inputs) -> (*)", "inputs:Example[2]"),
-        ("regress_log", "-", "Regress hand/serving_default (inputs) -> (*)", "inputs:Example[1]"),
-        ("multi_inference_log", "-", "MultiInference hand/c:classify+r:regress (inputs) -> (*)", "inputs:Example[1]"),
+        ("classify_log", "-", "Classify hand/serving_default (inputs) -> (*)", "inputs:string[2]"),
+        ("regress_log", "-", "Regress hand/serving_default (inputs) -> (*)", "inputs:string[1]"),
+        ("multi_inference_log", "-", "MultiInference hand (inputs) -> (classify:c, regress:r)", "inputs:string[1]"),
         ("no log type", "-", "-", "-"),
     ]
     told = [line.partition(" at byte ")[0] + ":" + line.split(": ", 2)[2] for line in done.stderr.splitlines()[:-1]]
