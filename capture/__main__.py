@@ -28,6 +28,7 @@ COMMANDS: Final = {
     "ls": Command("capture.commands.ls:ls", "List what was captured, most used first."),
     "show": Command("capture.commands.show:show", "Show one signature: who sends it, how it differs, what it fits."),
     "export": Command("capture.commands.export:export", "Write warm-up files from what was captured."),
+    "ingest": Command("capture.commands.ingest:ingest", "Read requests that were recorded elsewhere into a store."),
     "inspect": Command("capture.commands.inspect:inspect", "List what is in a warm-up file, whoever wrote it."),
     "diff": Command("capture.commands.diff:diff", "Compare two warm-up files, or one with a store."),
     "verify": Command("replay.commands.verify:verify", "Prove on real TensorFlow that a warm-up file helps."),

@@ -86,6 +86,8 @@ class Exchange:
     lost: bool = False
     request_complete: bool = False
     judgement: Judgement | None = None
+    #: The calls that it stands for: one, but where a record of many is read.
+    calls: int = 1
     began: int = 0
     ended: int = 0
 

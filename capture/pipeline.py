@@ -218,7 +218,7 @@ class Pipeline:
         if tracker.finished:
             finished, tracker.finished = tracker.finished, []
             for exchange in finished:
-                self._exchange(exchange, flow.listener)
+                self.take_exchange(exchange, flow.listener)
         if tracker.notices:
             notices, tracker.notices = tracker.notices, []
             for notice in notices:
@@ -266,13 +266,14 @@ class Pipeline:
             self._reasons.add(reason)
         return True
 
-    def _exchange(self, exchange: Exchange, listener: ListenerConfig) -> None:
+    def take_exchange(self, exchange: Exchange, listener: ListenerConfig) -> None:
+        """Count a finished exchange, and keep of it what admission wants."""
         if exchange.lost:
             self._count("requests_lost", 1)
             return
         if exchange.request_complete:
             self._requests += 1
-            self._count("requests_observed", 1)
+            self._count("requests_observed", exchange.calls)
         if exchange.route is None:
             self._count("requests_ignored", 1)
             self._ignore(exchange.ignored)
@@ -309,7 +310,8 @@ class Pipeline:
     def _call(self, exchange: Exchange, call: Call, outcome: Outcome, owner: ModelVersion) -> None:
         """A call that reached the model, or may have."""
         proven = outcome is Outcome.PROVEN
-        self._count("requests_proven" if proven else "requests_unproven", 1)
+        calls = exchange.calls
+        self._count("requests_proven" if proven else "requests_unproven", calls)
         key = RecordKey(owner, call.signature.digest)
         shapes = call.shapes
         if len(shapes) > MAX_SHAPES_CHARS:
@@ -334,11 +336,11 @@ class Pipeline:
         if delta is None:
             delta = batch.seen[key] = SignatureDelta(call.signature, self.now, self.now)
         delta.last_seen = self.now
-        delta.proven += proven
-        delta.unproven += not proven
+        delta.proven += proven * calls
+        delta.unproven += (not proven) * calls
         delta.hours += decision.new_hour
-        _bump(delta.shapes, shapes, MAX_SHAPES)
-        _bump(delta.senders, exchange.sender, MAX_SENDERS)
+        _bump(delta.shapes, shapes, MAX_SHAPES, calls)
+        _bump(delta.senders, exchange.sender, MAX_SENDERS, calls)
         if body is not None and (decision.sample or decision.hold is not None):
             sample = Sample(body, exchange.wire_body, exchange.headers, exchange.path, shapes, outcome, self.now)
             self.urgent = True
@@ -363,9 +365,9 @@ class Pipeline:
                 pending[1].draw, pending[1].for_signature = draw, for_signature
 
 
-def _bump(counts: Counter[str], name: str, most: int) -> None:
+def _bump(counts: Counter[str], name: str, most: int, times: int) -> None:
     """Count ``name``, with at most ``most`` names: a store that is away for hours must not fill the memory."""
-    counts[name if name in counts or len(counts) < most else OTHER] += 1
+    counts[name if name in counts or len(counts) < most else OTHER] += times
 
 
 def _chars(call: Call) -> int:

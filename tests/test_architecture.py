@@ -22,6 +22,7 @@ PURE = (
     "capture/peers.py",
     "capture/shedding.py",
     "capture/dialects/*.py",
+    "capture/ingest/*.py",
     "capture/signature.py",
     "capture/memo.py",
     "capture/admission.py",

@@ -188,6 +188,9 @@ class Store(Protocol):
     def counters(self) -> dict[str, int]:
         """The counters of all runs, summed."""
 
+    def runs(self) -> list[str]:
+        """The names of all runs that wrote counters."""
+
     def close(self) -> None:
         """Give the store back."""
 

@@ -193,6 +193,9 @@ class SqliteStore:
             total.update(msgspec.json.decode(text, type=dict[str, int]))
         return dict(total)
 
+    def runs(self) -> list[str]:
+        return [run for (run,) in self._rows("SELECT run FROM runs")]
+
     def close(self) -> None:
         self._db.close()
 
