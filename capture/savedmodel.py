@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from capture.errors import UserError
 from capture.schema import messages
 from capture.schema.wire import FIXED32, FIXED64, LENGTH, MAX_VARINT_BYTES, VARINT, WireError, read_varint
-from capture.signature import SignatureDef
+from capture.signature import SignatureDef, TensorInfo
 
 #: The tag set that TF Serving loads (saved_model/tag_constants.h: kSavedModelTagServe).
 SERVE_TAGS: Final = frozenset({"serve"})
@@ -97,14 +97,19 @@ def _meta_graph(file: BinaryIO, end: int) -> tuple[frozenset[str], SavedModel]:
 
 
 def signature_def(message: Any) -> SignatureDef:
-    """A SignatureDef message as the plain value that executor keys are made from. TF Serving feeds and fetches
-    ``TensorInfo.name`` alone (predict_util.cc); it is empty for a sparse or composite input."""
+    """A SignatureDef message as the plain value that executor keys and conversions are made from. TF Serving feeds and
+    fetches ``TensorInfo.name`` alone (predict_util.cc); it is empty for a sparse or composite input."""
     return SignatureDef(
-        inputs={alias: info.name for alias, info in message.inputs.items()},
-        outputs={alias: info.name for alias, info in message.outputs.items()},
+        inputs={alias: _tensor_info(info) for alias, info in message.inputs.items()},
+        outputs={alias: _tensor_info(info) for alias, info in message.outputs.items()},
         method_name=message.method_name,
         defaults=frozenset(message.defaults),
     )
+
+
+def _tensor_info(info: Any) -> TensorInfo:
+    shape = info.tensor_shape
+    return TensorInfo(info.name, info.dtype, None if shape.unknown_rank else tuple(dim.size for dim in shape.dim))
 
 
 def _walk(file: BinaryIO, end: int) -> Iterator[tuple[int, int, int]]:

@@ -10,7 +10,6 @@ every version and never stored, because the same request has another key in the 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -176,13 +175,23 @@ def _shapes(tensors: tuple[TensorSpec, ...]) -> str:
 # --- the executor key -------------------------------------------------------------------------------------------------
 
 
+class TensorInfo(NamedTuple):
+    """One tensor of a SignatureDef: its textual name, which is what DirectSession looks up (empty for a sparse or
+    composite one), its tensorflow.DataType number, and its shape as the model declares it, with -1 for a dimension and
+    None for a rank that is not known. Declared shapes may be wrong; nothing that servers decide rests on them."""
+
+    name: str
+    dtype: int = 0
+    shape: tuple[int, ...] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class SignatureDef:
-    """A SignatureDef as far as it decides the executor key: alias -> textual tensor name. ``defaults`` are the inputs
-    that the server fills in when the request leaves them out."""
+    """A SignatureDef: alias -> tensor. ``defaults`` are the inputs that the server fills in when a request leaves them
+    out."""
 
-    inputs: Mapping[str, str]
-    outputs: Mapping[str, str]
+    inputs: Mapping[str, TensorInfo]
+    outputs: Mapping[str, TensorInfo]
     method_name: str = ""
     defaults: frozenset[str] = frozenset()
 
@@ -224,18 +233,22 @@ def executor_key(signature: WireSignature, defs: Mapping[str, SignatureDef]) -> 
     if signature.family == "tfserving":
         if missing := sorted(found.inputs.keys() - sent - found.defaults):
             raise Misfit(f"input {', '.join(missing)} is missing")
-        feeds = list(found.inputs.values())
+        feeds = _names(found.inputs)
     else:
-        feeds = [found.inputs[alias] for alias in signature.inputs]
+        feeds = [found.inputs[alias].name for alias in signature.inputs]
     if signature.outputs is None:
-        fetches = list(found.outputs.values())
+        fetches = _names(found.outputs)
     else:
         if unknown := sorted(set(signature.outputs) - found.outputs.keys()):
             raise Misfit(f"no output {', '.join(unknown)}")
         if signature.family == "tfserving" and len(set(signature.outputs)) != len(signature.outputs):
             raise Misfit("an output is asked for twice")
-        fetches = [found.outputs[alias] for alias in signature.outputs]
+        fetches = [found.outputs[alias].name for alias in signature.outputs]
     return ExecutorKey(tuple(sorted(feeds)), tuple(sorted(fetches)))
+
+
+def _names(tensors: Mapping[str, TensorInfo]) -> list[str]:
+    return [info.name for info in tensors.values()]
 
 
 def _found(name: str, defs: Mapping[str, SignatureDef]) -> SignatureDef:
@@ -253,10 +266,10 @@ def _classification(found: SignatureDef) -> tuple[str, list[str]]:
         raise Misfit(f"Classify: expected one or two output tensors, found {len(found.outputs)}")
     if "inputs" not in found.inputs:
         raise Misfit('Classify: no classification inputs found: its input is not named "inputs"')
-    fetches = [found.outputs[alias] for alias in ("classes", "scores") if alias in found.outputs]
+    fetches = [found.outputs[alias].name for alias in ("classes", "scores") if alias in found.outputs]
     if not fetches:
         raise Misfit('Classify: expected outputs to contain at least one of "classes" or "scores"')
-    return found.inputs["inputs"], fetches
+    return found.inputs["inputs"].name, fetches
 
 
 def _regression(found: SignatureDef) -> tuple[str, list[str]]:
@@ -269,7 +282,7 @@ def _regression(found: SignatureDef) -> tuple[str, list[str]]:
         raise Misfit('Regress: no regression inputs found: its input is not named "inputs"')
     if "outputs" not in found.outputs:
         raise Misfit('Regress: no regression outputs found: its output is not named "outputs"')
-    return found.inputs["inputs"], [found.outputs["outputs"]]
+    return found.inputs["inputs"].name, [found.outputs["outputs"].name]
 
 
 _TASKS: Final = {"classify": _classification, "regress": _regression}
@@ -318,47 +331,3 @@ _KEYS: Final[dict[str, Callable[[WireSignature, Mapping[str, SignatureDef]], Exe
     "MultiInference": _multi_inference_key,
     "SessionRun": _session_run_key,
 }
-
-
-# --- explaining a difference ------------------------------------------------------------------------------------------
-
-
-def differences(one: WireSignature, other: WireSignature) -> list[str]:
-    """How ``one`` differs from ``other``, each as a short phrase; empty where they are equal."""
-    found = []
-    for what in ("family", "model", "method", "signature_name"):
-        if (mine := getattr(one, what)) != (theirs := getattr(other, what)):
-            found.append(f"{what} is {mine}, not {theirs}")
-    found += _names("feeds", one.inputs, other.inputs)
-    if one.outputs is None and other.outputs is not None:
-        found.append(f"fetches all outputs (empty filter), not only: {', '.join(other.outputs)}")
-    elif one.outputs is not None and other.outputs is None:
-        found.append(f"fetches only: {', '.join(one.outputs)}, not all outputs (empty filter)")
-    else:
-        found += _names("fetches", one.outputs or (), other.outputs or ())
-    return found
-
-
-def _names(verb: str, mine: tuple[str, ...], theirs: tuple[str, ...]) -> list[str]:
-    """The difference of two multisets of names in words."""
-    found = []
-    more, fewer = Counter(mine) - Counter(theirs), Counter(theirs) - Counter(mine)
-    if more:
-        found.append(f"{verb} also: {', '.join(sorted(more.elements()))}")
-    if fewer:
-        found.append(f"{verb} not: {', '.join(sorted(fewer.elements()))}")
-    return found
-
-
-def nearest(one: WireSignature, others: Iterable[WireSignature]) -> tuple[WireSignature, list[str]] | None:
-    """The signature among ``others`` that differs least from ``one``, and how; None where there is none."""
-    best: tuple[tuple[int, int, str], WireSignature, list[str]] | None = None
-    for other in others:
-        if other == one:
-            continue
-        found = differences(one, other)
-        size = len(set(one.inputs) ^ set(other.inputs)) + len(set(one.outputs or ()) ^ set(other.outputs or ()))
-        rank = (len(found), size, other.digest)
-        if best is None or rank < best[0]:
-            best = (rank, other, found)
-    return None if best is None else (best[1], best[2])

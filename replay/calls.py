@@ -94,8 +94,8 @@ def signature_defs(executor: Executor) -> dict[str, SignatureDef]:
     """The loaded model's signatures as executor keys are made from."""
     return {
         key: SignatureDef(
-            inputs={alias: info.name for alias, info in signature.inputs.items()},
-            outputs={alias: info.name for alias, info in signature.outputs.items()},
+            inputs=signature.inputs,
+            outputs=signature.outputs,
             method_name=signature.method_name,
             defaults=frozenset(signature.defaults),
         )

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Literal
 
+from capture.differences import nearest
 from capture.export.tfrecord import UNWARMED
-from capture.signature import WireSignature, nearest
+from capture.signature import WireSignature
 from replay.calls import Ran
 from replay.traffic import Evidence, Judged
 

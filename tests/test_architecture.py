@@ -24,6 +24,8 @@ PURE = (
     "capture/dialects/*.py",
     "capture/ingest/*.py",
     "capture/signature.py",
+    "capture/differences.py",
+    "capture/metadata.py",
     "capture/memo.py",
     "capture/admission.py",
     "capture/admission_state.py",

@@ -9,9 +9,10 @@ import typer
 
 from capture.commands.options import DEFAULT_STORE, ModelOption, SavedModelOption, SharedOption, StoreOption
 from capture.commands.tables import ago, printable
+from capture.differences import nearest
 from capture.errors import UserError
 from capture.savedmodel import read_saved_model
-from capture.signature import DIGEST_VERSION, Misfit, executor_key, nearest
+from capture.signature import DIGEST_VERSION, Misfit, executor_key
 from capture.store.base import StoredSignature, open_store
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from capture.differences import nearest
 from capture.export.entries import STORE, Contents, Entry
-from capture.signature import WireSignature, nearest
+from capture.signature import WireSignature
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from capture.errors import UserError
+from capture.signature import TensorInfo
 
 #: ``executor``: LoadSavedModel and Session::Run in C++, builds counted. ``runs``: the same session behind the C API.
 Level = Literal["executor", "runs"]
@@ -62,16 +63,6 @@ DATA_LOSS: StatusCode = 15
 
 class ExecutorError(UserError):
     """A model cannot be loaded or an executor not be had. The text is one line, for users."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """One tensor of a signature. ``dtype`` is TensorFlow's DataType number; ``shape`` is None for unknown rank and has
-    -1 for an unknown dimension."""
-
-    name: str
-    dtype: int
-    shape: tuple[int, ...] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,22 +6,27 @@ import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from capture.savedmodel import SavedModelError, read_saved_model
 from capture.schema import messages
 from capture.schema.wire import length_delimited, write_varint
-from capture.signature import SignatureDef
+from capture.signature import SignatureDef, TensorInfo
 from tests.support.tf_models import ROOT, saved_model
 
 _TF_READING = """
 import json, sys
 from tensorflow.python.saved_model import loader_impl
 model = loader_impl.parse_saved_model(sys.argv[1])
+def info(i):
+    shape = i.tensor_shape
+    return [i.name, i.dtype, None if shape.unknown_rank else [dim.size for dim in shape.dim]]
+
 graph, = [g for g in model.meta_graphs if set(g.meta_info_def.tags) == {"serve"}]
 print(json.dumps({"version": graph.meta_info_def.tensorflow_version, "signatures": {
-    key: [{a: i.name for a, i in d.inputs.items()}, {a: i.name for a, i in d.outputs.items()}, d.method_name,
+    key: [{a: info(i) for a, i in d.inputs.items()}, {a: info(i) for a, i in d.outputs.items()}, d.method_name,
           sorted(d.defaults)] for key, d in graph.signature_def.items()}}))
 """
 
@@ -42,10 +47,17 @@ def test_a_real_model_reads_as_tensorflow_reads_it(kind: str, pytestconfig: pyte
     found = read_saved_model(directory)
     assert found.tensorflow_version == expected["version"]
     assert found.signatures == {
-        key: SignatureDef(inputs, outputs, method, frozenset(defaults))
+        key: SignatureDef(_infos(inputs), _infos(outputs), method, frozenset(defaults))
         for key, (inputs, outputs, method, defaults) in expected["signatures"].items()
     }
     assert "serving_default" in found.signatures
+
+
+def _infos(tensors: dict[str, Any]) -> dict[str, TensorInfo]:
+    return {
+        alias: TensorInfo(name, dtype, None if shape is None else tuple(shape))
+        for alias, (name, dtype, shape) in tensors.items()
+    }
 
 
 def meta_graph(*tags: str, key: str = "serving_default", graph: bytes = b"") -> bytes:

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from capture import signature as signature_module
 from capture.config import ListenerConfig
+from capture.differences import differences, nearest
 from capture.heads import Heads
 from capture.memo import Memo
 from capture.signature import (
@@ -13,15 +14,13 @@ from capture.signature import (
     Call,
     ExecutorKey,
     Misfit,
-    SignatureDef,
     TensorSpec,
     WireSignature,
-    differences,
     executor_key,
-    nearest,
     wire_signature,
 )
 from capture.wire.events import RequestHead
+from tests.support.calls import signature_def
 
 
 def wire(
@@ -159,9 +158,9 @@ def test_shapes_on_one_line() -> None:
 # --- the executor key ---
 
 DEFS = {
-    "serving_default": SignatureDef({"x": "in_x:0", "s": "in_s:0"}, {"y": "y:0", "z": "z:0"}, "", frozenset({"s"})),
-    "aliases": SignatureDef({"x": "in_x:0"}, {"a": "y:0", "b": "y:0", "c": "z"}),
-    "shared": SignatureDef({"p": "in_x:0", "q": "in_x:0"}, {"a": "y:0"}),
+    "serving_default": signature_def({"x": "in_x:0", "s": "in_s:0"}, {"y": "y:0", "z": "z:0"}, "", frozenset({"s"})),
+    "aliases": signature_def({"x": "in_x:0"}, {"a": "y:0", "b": "y:0", "c": "z"}),
+    "shared": signature_def({"p": "in_x:0", "q": "in_x:0"}, {"a": "y:0"}),
 }
 
 
@@ -185,7 +184,7 @@ def test_the_executor_key(signature: WireSignature, feeds: list[str], fetches: l
 def test_an_explicit_list_of_all_outputs_has_the_key_of_the_empty_filter() -> None:
     assert executor_key(wire(["x"]), DEFS) == executor_key(wire(["x"], ["z", "y"]), DEFS)
     # In the next version it has not: that is why keys are never stored.
-    more = {"serving_default": SignatureDef({"x": "in_x:0"}, {"y": "y:0", "z": "z:0", "w": "w:0"})}
+    more = {"serving_default": signature_def({"x": "in_x:0"}, {"y": "y:0", "z": "z:0", "w": "w:0"})}
     assert executor_key(wire(["x"]), more) != executor_key(wire(["x"], ["z", "y"]), more)
 
 
@@ -218,16 +217,16 @@ def test_a_key_prints_on_one_line() -> None:
 
 #: Signatures of tf.Examples, as models have them: each with a placeholder of its own, or all with one.
 OF_EXAMPLES = {
-    "serving_default": SignatureDef({"inputs": "ex:0"}, {"classes": "c:0", "scores": "s:0"}),
-    "scores": SignatureDef({"inputs": "ex:0"}, {"scores": "s:0", "other": "o:0"}),
-    "classes": SignatureDef({"inputs": "ex2:0"}, {"classes": "c2:0"}),
-    "same": SignatureDef({"inputs": "ex:0"}, {"classes": "s:0", "scores": "s:0"}),
-    "value": SignatureDef({"inputs": "ex:0"}, {"outputs": "v:0"}),
-    "value2": SignatureDef({"inputs": "ex2:0"}, {"outputs": "v2:0"}),
-    "two inputs": SignatureDef({"inputs": "ex:0", "x": "x:0"}, {"outputs": "v:0", "scores": "s:0"}),
-    "x": SignatureDef({"x": "ex:0"}, {"outputs": "v:0"}),
-    "three": SignatureDef({"inputs": "ex:0"}, {"classes": "c:0", "scores": "s:0", "z": "z:0"}),
-    "neither": SignatureDef({"inputs": "ex:0"}, {"z": "z:0"}),
+    "serving_default": signature_def({"inputs": "ex:0"}, {"classes": "c:0", "scores": "s:0"}),
+    "scores": signature_def({"inputs": "ex:0"}, {"scores": "s:0", "other": "o:0"}),
+    "classes": signature_def({"inputs": "ex2:0"}, {"classes": "c2:0"}),
+    "same": signature_def({"inputs": "ex:0"}, {"classes": "s:0", "scores": "s:0"}),
+    "value": signature_def({"inputs": "ex:0"}, {"outputs": "v:0"}),
+    "value2": signature_def({"inputs": "ex2:0"}, {"outputs": "v2:0"}),
+    "two inputs": signature_def({"inputs": "ex:0", "x": "x:0"}, {"outputs": "v:0", "scores": "s:0"}),
+    "x": signature_def({"x": "ex:0"}, {"outputs": "v:0"}),
+    "three": signature_def({"inputs": "ex:0"}, {"classes": "c:0", "scores": "s:0", "z": "z:0"}),
+    "neither": signature_def({"inputs": "ex:0"}, {"z": "z:0"}),
 }
 
 

@@ -55,12 +55,13 @@ def matrix(defs_of: Path) -> dict[str, tuple[str, bytes]]:
             "Predict", predict_request(INPUTS, model="census", signature="classify", outputs=["scores"])
         ),
         "session run of what regress runs": (
-            "SessionRun", session_request({regress.inputs["inputs"]: INPUTS["inputs"]}, [regress.outputs["outputs"]])
+            "SessionRun", session_request({regress.inputs["inputs"].name: INPUTS["inputs"]},
+                                          [regress.outputs["outputs"].name]),
         ),
         "session run, another name": (
             "SessionRun",
-            session_request({regress.inputs["inputs"].removesuffix(":0"): INPUTS["inputs"]},
-                            [regress.outputs["outputs"]]),
+            session_request({regress.inputs["inputs"].name.removesuffix(":0"): INPUTS["inputs"]},
+                            [regress.outputs["outputs"].name]),
         ),
     }  # fmt: skip
     return {name: (method, request.SerializeToString()) for name, (method, request) in made.items()}

@@ -7,6 +7,7 @@ from typing import Any
 
 from capture.schema import messages
 from capture.schema.wire import length_delimited
+from capture.signature import SignatureDef, TensorInfo
 
 #: dtype, shape.
 Spec = tuple[int, Sequence[int]]
@@ -139,3 +140,15 @@ def eas(
         array.float_val.extend(values)
     request.output_filter.extend(outputs)
     return bytes(request.SerializeToString())
+
+
+def signature_def(
+    inputs: Mapping[str, str], outputs: Mapping[str, str], method: str = "", defaults: frozenset[str] = frozenset()
+) -> SignatureDef:
+    """A SignatureDef of which only the tensors' names are known."""
+    return SignatureDef(
+        {alias: TensorInfo(name) for alias, name in inputs.items()},
+        {alias: TensorInfo(name) for alias, name in outputs.items()},
+        method,
+        defaults,
+    )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 
 from capture.export.base import Selection
-from capture.signature import SignatureDef
 from capture.store.base import StoredSignature
 from tests.capture.export.test_select import DEFS, choose, row
+from tests.support.calls import signature_def
 
 
 def candidates(selection: Selection) -> list[list[tuple[tuple[str, ...] | None, str]]]:
@@ -57,7 +57,7 @@ def test_a_cut_record_leaves_out_all_that_it_stood_for() -> None:
 
 def test_nothing_vanishes() -> None:
     chance = random.Random(7)
-    defs = {"serving_default": SignatureDef({"x": "x:0"}, {name: f"t{ord(name) % 3}:0" for name in "abcdef"})}
+    defs = {"serving_default": signature_def({"x": "x:0"}, {name: f"t{ord(name) % 3}:0" for name in "abcdef"})}
     for _ in range(300):
         rows: dict[object, StoredSignature] = {}
         for _ in range(chance.randrange(12)):

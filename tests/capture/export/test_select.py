@@ -6,8 +6,9 @@ from capture.export.base import Selection
 from capture.export.manifest import covered_calls
 from capture.export.select import select
 from capture.export.table import FORMATS
-from capture.signature import SignatureDef, wire_signature
+from capture.signature import wire_signature
 from capture.store.base import StoredSignature
+from tests.support.calls import signature_def
 from tests.support.stores import key_of, signature
 
 
@@ -99,7 +100,7 @@ def test_the_limit_cuts_the_least_used() -> None:
     assert [(one.hits, one.reason) for one in found.left_out] == [(hits, "cut by the limit of 2") for hits in (3, 2, 1)]
 
 
-DEFS = {"serving_default": SignatureDef({"x": "x:0"}, {"a": "y:0", "b": "y:0", "c": "z:0"})}
+DEFS = {"serving_default": signature_def({"x": "x:0"}, {"a": "y:0", "b": "y:0", "c": "z:0"})}
 
 
 def test_one_record_for_each_executor_key() -> None:
