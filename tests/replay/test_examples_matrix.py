@@ -11,6 +11,7 @@ from capture.dialects.base import Route
 from capture.dialects.table import BY_NAME
 from capture.savedmodel import read_saved_model
 from capture.signature import WireSignature, executor_key
+from replay import tf_protos
 from replay.calls import TFServingCaller, run_counted, signature_defs
 from replay.executor.session import open_executor
 from tests.support.tf_requests import (
@@ -89,6 +90,23 @@ def test_builds_follow_the_executor_key(census: Path, backwards: bool) -> None:
     assert len(seen) == 9
     again = [run_counted(executor, caller, requests[name][1], requests[name][0]).builds for name in names]
     assert again == [0] * len(names)
+    executor.close()
+
+
+def test_tasks_on_one_placeholder_feed_it_once(edge: Path) -> None:
+    """A model of TensorFlow 1's kind: its signatures of examples share their input."""
+    given = tf_protos.load("tensorflow_serving.apis.input_pb2").Input()
+    given.example_list.examples.add().features.feature["x"].float_list.value.append(0.25)
+    tasks = tasks_request([("classify", "classify"), ("regress", "regress")], given, model="edge").SerializeToString()
+    executor = open_executor(edge, level="executor")
+    caller = TFServingCaller(executor)
+    key = executor_key(read("MultiInference", tasks), signature_defs(executor))
+    assert len(key.feeds) == 1
+    assert len(key.fetches) == 3
+    same = session_request({key.feeds[0]: serialized_examples(given)}, key.fetches, model="edge").SerializeToString()
+    assert executor_key(read("SessionRun", same), {}) == key
+    assert run_counted(executor, caller, tasks, "MultiInference").builds == 1
+    assert run_counted(executor, caller, same, "SessionRun").builds == 0
     executor.close()
 
 
