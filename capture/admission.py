@@ -16,7 +16,7 @@ from typing import Final
 
 from capture.admission_state import Decision, Held, Known, VersionState
 from capture.dialects.base import Outcome
-from capture.store.base import MAX_SHAPES, OTHER, ModelVersion, RecordKey, StoredHeldOut, StoredSignature
+from capture.store.base import MAX_SHAPES, OTHER, Batch, ModelVersion, RecordKey, StoredHeldOut, StoredSignature
 
 HOUR: Final = 3600.0
 #: A sample of another shape than the most frequent one is replaced once that shape was seen this many times as often.
@@ -116,8 +116,10 @@ class Admission:
         held_id: str,
         now: float,
         draw: float,
+        again: bool = False,
     ) -> Decision:
-        """One call that reached the model or may have. ``size`` is the payload's bytes, None where the body is gone;
+        """One call that reached the model or may have; with ``again`` one that was told before, as unproven, and has
+        succeeded now. ``size`` is the payload's bytes, None where the body is gone;
         ``held_id`` the id to use if it is held out. The state changes as the decision says."""
         decision = Decision()
         state = self._version(key.owner, now, proven, decision)
@@ -134,9 +136,9 @@ class Admission:
             known.last_hour = hour
             known.hours += 1
             decision.new_hour = True
-        known.hits += 1
+        known.hits += not again
         known.last_seen = now
-        if shapes in known.shapes or len(known.shapes) < MAX_SHAPES:
+        if not again and (shapes in known.shapes or len(known.shapes) < MAX_SHAPES):
             known.shapes[shapes] = known.shapes.get(shapes, 0) + 1
         if proven:
             state.calls[hour] = state.calls.get(hour, 0) + 1
@@ -368,3 +370,16 @@ class Admission:
                 self._evict(owner, self._versions[owner], digest, decision)
             else:
                 return
+
+
+def drop_requests(batch: Batch, admission: Admission) -> int:
+    """Drop the requests of a batch that cannot be stored, so that others are captured in their place; the number
+    dropped. What was counted stays in the batch."""
+    dropped = len(batch.samples) + len(batch.held_out)
+    for key in batch.samples:
+        admission.not_stored(key)
+    for held_id, (key, _) in batch.held_out.items():
+        admission.not_stored(key, held_id)
+    batch.samples.clear()
+    batch.held_out.clear()
+    return dropped

@@ -96,6 +96,7 @@ TABLE: Final[tuple[Counter, ...]] = (
     Counter("requests_observed", "worker", "Requests read completely, of any kind"),
     Counter("requests_proven", "worker", "Captured calls that the server answered with success"),
     Counter("requests_unproven", "worker", "Captured calls that may have run and failed or were cut off"),
+    Counter("requests_retried", "worker", "EAS attempts that repeat one that failed just before: the same call"),
     Counter("requests_refused", "worker", "Captured calls that failed provably before the model ran"),
     Counter("requests_undecodable", "worker", "Calls that the server answered with success and warmtap cannot read"),
     Counter("requests_incomplete", "worker", "Requests cut off before they were complete"),

@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from capture import tap
 from capture.config import ListenerConfig
 from capture.exchange import ExchangeTracker
 from capture.wire.detect import FlowObserver
@@ -44,6 +45,11 @@ class Flow:
         self.listener = listener
         self.saved = self.forgotten = False
         self.changed = 0
+
+    @property
+    def client(self) -> str:
+        """The client's address without its port. Seldom asked for, and tens of thousands of flows may be open."""
+        return msgspec.json.decode(self.opened, type=tap.FlowOpen).peer.rpartition(":")[0]
 
 
 class FlowSaver:

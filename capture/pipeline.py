@@ -20,6 +20,7 @@ from capture.flow_saves import Flow, FlowSave, FlowSaver, load
 from capture.heads import Heads
 from capture.open_exchange import BodyBudget, Exchange
 from capture.peers import network
+from capture.retries import Retries, improves
 from capture.signature import Call
 from capture.store.base import (
     MAX_SENDERS,
@@ -77,6 +78,7 @@ class Pipeline:
         self._heads = Heads()
         self._flows: dict[int, Flow] = {}
         self._saver = FlowSaver()
+        self._retries = Retries()
         self._held_number = 0
         #: What the requests that were read took, for an estimate of those that were not.
         self._client_bytes = 0
@@ -218,7 +220,7 @@ class Pipeline:
         if tracker.finished:
             finished, tracker.finished = tracker.finished, []
             for exchange in finished:
-                self.take_exchange(exchange, flow.listener)
+                self.take_exchange(exchange, flow.listener, flow)
         if tracker.notices:
             notices, tracker.notices = tracker.notices, []
             for notice in notices:
@@ -266,8 +268,8 @@ class Pipeline:
             self._reasons.add(reason)
         return True
 
-    def take_exchange(self, exchange: Exchange, listener: ListenerConfig) -> None:
-        """Count a finished exchange, and keep of it what admission wants."""
+    def take_exchange(self, exchange: Exchange, listener: ListenerConfig, flow: Flow | None = None) -> None:
+        """Count a finished exchange, and keep of it what admission wants. ``flow`` is where it was seen, if it was."""
         if exchange.lost:
             self._count("requests_lost", 1)
             return
@@ -292,10 +294,16 @@ class Pipeline:
             raise AssertionError("a complete exchange without a judgement")
         outcome, reason = judgement.outcome, judgement.reason
         call = exchange.call
+        before = None if call is None else self._retries.known(exchange, outcome, flow, self.monotonic)
+        if before is not None:
+            self._count("requests_retried", 1)
+            if not improves(outcome, before):
+                return
         if call is not None and outcome in (Outcome.PROVEN, Outcome.UNPROVEN):
-            if _chars(call) <= MAX_SIGNATURE_CHARS:
+            if call.signature.chars <= MAX_SIGNATURE_CHARS:
                 version = judgement.version or call.version or listener.version or UNKNOWN_VERSION
-                self._call(exchange, call, outcome, ModelVersion(family, model, version))
+                again = before is Outcome.UNPROVEN
+                self._call(exchange, call, outcome, ModelVersion(family, model, version), again)
                 return
             outcome, reason = Outcome.UNDECODABLE, "signature too large"
         self._count(f"requests_{outcome}", 1)
@@ -307,8 +315,8 @@ class Pipeline:
         key = (family, model, outcome, reason)
         self.batch.refusals[key if self._known_reason(key) else (family, OTHER, outcome, reason)] += 1
 
-    def _call(self, exchange: Exchange, call: Call, outcome: Outcome, owner: ModelVersion) -> None:
-        """A call that reached the model, or may have."""
+    def _call(self, exchange: Exchange, call: Call, outcome: Outcome, owner: ModelVersion, again: bool) -> None:
+        """A call that reached the model, or may have; ``again``: it is counted already, as unproven, and succeeded."""
         proven = outcome is Outcome.PROVEN
         calls = exchange.calls
         self._count("requests_proven" if proven else "requests_unproven", calls)
@@ -327,6 +335,7 @@ class Pipeline:
             held_id=held_id,
             now=self.now,
             draw=self._draw(),
+            again=again,
         )
         if not decision.admitted:
             self._count("signatures_turned_away", 1)
@@ -336,11 +345,14 @@ class Pipeline:
         if delta is None:
             delta = batch.seen[key] = SignatureDelta(call.signature, self.now, self.now)
         delta.last_seen = self.now
-        delta.proven += proven * calls
-        delta.unproven += (not proven) * calls
         delta.hours += decision.new_hour
-        _bump(delta.shapes, shapes, MAX_SHAPES, calls)
-        _bump(delta.senders, exchange.sender, MAX_SENDERS, calls)
+        delta.proven += proven * calls
+        if again:
+            delta.unproven -= calls
+        else:
+            delta.unproven += (not proven) * calls
+            _bump(delta.shapes, shapes, MAX_SHAPES, calls)
+            _bump(delta.senders, exchange.sender, MAX_SENDERS, calls)
         if body is not None and (decision.sample or decision.hold is not None):
             sample = Sample(body, exchange.wire_body, exchange.headers, exchange.path, shapes, outcome, self.now)
             self.urgent = True
@@ -368,26 +380,3 @@ class Pipeline:
 def _bump(counts: Counter[str], name: str, most: int, times: int) -> None:
     """Count ``name``, with at most ``most`` names: a store that is away for hours must not fill the memory."""
     counts[name if name in counts or len(counts) < most else OTHER] += times
-
-
-def _chars(call: Call) -> int:
-    signature = call.signature
-    return (
-        len(signature.model)
-        + len(signature.signature_name)
-        + sum(map(len, signature.inputs))
-        + sum(map(len, signature.outputs or ()))
-    )
-
-
-def drop_requests(batch: Batch, admission: Admission) -> int:
-    """Drop the requests of a batch that cannot be stored, so that others are captured in their place; the number
-    dropped. What was counted stays in the batch."""
-    dropped = len(batch.samples) + len(batch.held_out)
-    for key in batch.samples:
-        admission.not_stored(key)
-    for held_id, (key, _) in batch.held_out.items():
-        admission.not_stored(key, held_id)
-    batch.samples.clear()
-    batch.held_out.clear()
-    return dropped

@@ -78,6 +78,12 @@ class WireSignature:
         """``w1-`` and 32 hexadecimal digits. Cached: a process sees the same few signatures all day."""
         return _digest(self)
 
+    @property
+    def chars(self) -> int:
+        """Characters of all names in it."""
+        names = (*self.inputs, *(self.outputs or ()))
+        return len(self.model) + len(self.signature_name) + sum(map(len, names))
+
     def __str__(self) -> str:
         outputs = "*" if self.outputs is None else ", ".join(self.outputs)
         name = f"/{self.signature_name}" if self.signature_name else ""

@@ -22,14 +22,14 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from capture.admission import Admission
+from capture.admission import Admission, drop_requests
 from capture.config import WORKER_CLOSE_SECONDS, WorkerConfig
 from capture.counters import SLOT, Counters
 from capture.dialects.table import BY_NAME
 from capture.flow_state import FlowState, StateError
 from capture.held_tap import HeldTap
 from capture.logline import LineFormatter
-from capture.pipeline import Pipeline, drop_requests
+from capture.pipeline import Pipeline
 from capture.shedding import shed_share
 from capture.store.base import Store, StoreError, open_store
 from capture.store_writer import StoreWriter

@@ -82,7 +82,8 @@ class HeldOut:
 
 @dataclass(slots=True)
 class SignatureDelta:
-    """What was seen of one signature since the last batch."""
+    """What was seen of one signature since the last batch. ``unproven`` is negative where calls that failed before it
+    succeeded since, when they were tried again."""
 
     signature: WireSignature
     first_seen: float

@@ -256,7 +256,7 @@ def _count(db: sqlite3.Connection, key: RecordKey, delta: SignatureDelta) -> int
                 key.digest,
                 msgspec.json.encode(delta.signature).decode(),
                 delta.proven,
-                delta.unproven,
+                max(0, delta.unproven),
                 delta.first_seen,
                 delta.last_seen,
                 delta.hours,
@@ -268,8 +268,8 @@ def _count(db: sqlite3.Connection, key: RecordKey, delta: SignatureDelta) -> int
         return row
     row, shapes, senders = found
     db.execute(
-        "UPDATE signatures SET proven=proven+?, unproven=unproven+?, hours=hours+?, first_seen=min(first_seen, ?),"
-        " last_seen=max(last_seen, ?), shapes=?, senders=? WHERE id=?",
+        "UPDATE signatures SET proven=proven+?, unproven=max(0, unproven+?), hours=hours+?,"
+        " first_seen=min(first_seen, ?), last_seen=max(last_seen, ?), shapes=?, senders=? WHERE id=?",
         (
             delta.proven,
             delta.unproven,

@@ -13,12 +13,12 @@ import pytest
 from capture import exchange as exchange_module
 from capture import pipeline as pipeline_module
 from capture import tap
-from capture.admission import Admission
+from capture.admission import Admission, drop_requests
 from capture.config import ListenerConfig
 from capture.exchange import ExchangeTracker
 from capture.heads import Heads
 from capture.open_exchange import PART_COST, SMALL_PART, BodyBudget, Exchange, Parts
-from capture.pipeline import Pipeline, drop_requests
+from capture.pipeline import Pipeline
 from capture.schema import messages
 from capture.schema.wire import length_delimited
 from capture.store.base import OTHER, Batch, ModelVersion, RecordKey

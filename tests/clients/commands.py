@@ -16,3 +16,9 @@ def eas_client(target: str, service: str, *options: str) -> list[str]:
     """The EAS SDK, which needs an environment of its own, towards a URL."""
     python = ROOT / ".venv-eas" / "bin" / "python"
     return [str(python), "tests/clients/eas/client.py", target, service, *options]
+
+
+def eas_kinds(*arguments: str) -> list[str]:
+    """The same SDK, every kind of request of it."""
+    python = ROOT / ".venv-eas" / "bin" / "python"
+    return [str(python), "tests/clients/eas/kinds.py", *arguments]

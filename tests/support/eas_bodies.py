@@ -64,7 +64,7 @@ def _feature(feature: Any, value: Any) -> None:
 #: A body of each kind, by the name of its dialect.
 BODIES: Final[dict[str, bytes]] = {
     "eas-tensorflow": eas({"x": [0.5] * 40}, signature="s"),
-    "eas-pytorch": torch(2, outputs=(0,)),
+    "eas-pytorch": torch(3, outputs=(0,)),
     "eas-onnx": onnx(),
     "eas-easyrec": easyrec(),
     "eas-torchrec": easyrec(message=messages.TorchRecRequest),
