@@ -57,8 +57,8 @@ def test_what_export_writes_is_read_back_whole(tmp_path: Path, place: Path) -> N
     a, b = signature(["a"]), signature(["b"])
     eas = signature(["e"], family="eas", model="rank")
     batch = Batch("run1", counters={"requests_observed": 12})
-    add(batch, a, version="1", proven=5)
-    add(batch, b, version="2", proven=3)
+    add(batch, a, version="3", proven=5)
+    add(batch, b, version="3", proven=3)
     add(batch, eas, version="unknown", proven=4)
     source = tmp_path / "source.sqlite"
     filled(source, batch).close()

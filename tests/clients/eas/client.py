@@ -1,7 +1,8 @@
 """A real client: the eas_prediction SDK, in an environment of its own (requirements.txt beside this file).
 
-``python tests/clients/eas/client.py ENDPOINT SERVICE [--token T] [--reconnect]`` reads a plan on standard input and
-prints ``{"sent": N, "ok": N, "errors": [...]}``. ``--reconnect`` makes a client, and so a connection, for each call.
+``python tests/clients/eas/client.py ENDPOINT SERVICE [--token T] [--custom-url URL] [--direct] [--reconnect]`` reads a
+plan on standard input and prints ``{"sent": N, "ok": N, "errors": [...]}``. ``--direct`` asks ENDPOINT for the
+instances, and sends to them. ``--reconnect`` makes a client, and so a connection, for each call.
 ``--dump`` prints the serialized request of each call as a line of hexadecimal digits instead of sending it, and
 ``--parse`` reads such lines, parses each with the SDK's own message and prints it again.
 """
@@ -36,7 +37,9 @@ def request(call):
 
 def client(options):
     """A client as the SDK's documentation sets it up."""
-    made = PredictClient(options.endpoint, options.service)
+    made = PredictClient(options.endpoint, options.service, custom_url=options.custom_url)
+    if options.direct:
+        made.set_endpoint_type("DIRECT")
     made.set_token(options.token)
     made.set_timeout(_TIMEOUT)
     made.set_retry_count(1)
@@ -49,6 +52,8 @@ def main():
     parser.add_argument("endpoint")
     parser.add_argument("service")
     parser.add_argument("--token", default="")
+    parser.add_argument("--custom-url", default="")
+    parser.add_argument("--direct", action="store_true")
     parser.add_argument("--reconnect", action="store_true")
     parser.add_argument("--dump", action="store_true")
     parser.add_argument("--parse", action="store_true")
