@@ -191,7 +191,11 @@ class AdminServer:
                 status, said = await _run_export(store, Path(directory) / "warmup", query)
                 if status:
                     return _error(400 if status in (1, 2) else 500, said)
-                return await _send(request, Path(directory), f"warmup-{query['format']}.tar")
+                response = await _send(request, Path(directory), f"warmup-{query['format']}.tar")
+        # Last: who has it whole finds nothing left beside the store, and may ask for the next one.
+        with contextlib.suppress(OSError):
+            await response.write_eof()
+        return response
 
     async def _pause(self, _: web.Request) -> web.Response:
         self._sidecar.pause()
@@ -227,7 +231,7 @@ async def _run_export(store: str, out: Path, query: Any) -> tuple[int, str]:
 
 
 async def _send(request: web.Request, directory: Path, name: str) -> web.StreamResponse:
-    """As a tar. A client that does not get it whole sees the connection break."""
+    """As a tar, but for the end of the response. A client that does not get it whole sees the connection break."""
     headers = {"Content-Type": "application/x-tar", "Content-Disposition": f'attachment; filename="{name}"'}
     response = web.StreamResponse(headers=headers)
     await response.prepare(request)
@@ -236,7 +240,6 @@ async def _send(request: web.Request, directory: Path, name: str) -> web.StreamR
         async with asyncio.timeout(EXPORT_SECONDS):
             while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
                 await response.write(piece)
-            await response.write_eof()
     except (TimeoutError, OSError) as error:
         log.warning("export not sent", extra={"fields": {"error": str(error) or "the client took too long"}})
         if request.transport is not None:
