@@ -256,11 +256,13 @@ class TapWriter:
 
     # -- the data path
 
-    def open(self, listener: int, peer: str, *, tls: bool = False, alpn: str = "") -> TapFlow:
-        """A new flow; hand the result to every other call about it."""
+    def open(self, listener: int, peer: str, *, tls: bool = False, alpn: str = "", announce: bool = True) -> TapFlow:
+        """A new flow; hand the result to every other call about it. Without ``announce`` the worker hears of it with
+        its first bytes: until then ``tls`` and ``alpn`` may still change."""
         flow = TapFlow(self._next_flow, listener, peer, tls, alpn)
         self._next_flow += 1
-        self._resume(flow)
+        if announce:
+            self._resume(flow)
         return flow
 
     def client(self, flow: TapFlow, data: bytes) -> None:

@@ -19,6 +19,7 @@ from capture.logline import LineFormatter
 from capture.store.base import store_path
 from proxy import address
 from proxy.admin.app import Admin
+from proxy.configs import check_certificates
 from proxy.listening import Listening
 from proxy.logs import LineSink, SinkHandler
 from proxy.settings import DEFAULT_STORE, Capture, Listener, Settings, SettingsError, check, load
@@ -126,6 +127,7 @@ def run(
 ) -> int:
     """The composition root: bind or take over, then supervise until a signal. The exit status."""
     try:
+        check_certificates(settings)
         admin = Admin(settings.admin) if settings.admin.listen else None
     except SettingsError as error:
         fail(str(error), 2)

@@ -12,6 +12,7 @@ import typer
 from capture.errors import UserError
 from proxy.admin.auth import read_token
 from proxy.command import missing_directory, read_settings
+from proxy.configs import check_certificates
 from proxy.settings import DEFAULT_STORE, Settings, SettingsError, load
 from proxy.settings_docs import markdown
 
@@ -31,6 +32,7 @@ def check(file: Annotated[Path, typer.Argument(help="A settings file (YAML).", m
         raise UserError(f"{file}: capture.store: no directory {missing}; create it, or name another place")
     try:
         read_token(settings.admin.token_file)
+        check_certificates(settings)
     except SettingsError as error:
         raise UserError(f"{file}: {error}") from None
     count = len(settings.listeners)

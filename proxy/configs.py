@@ -6,8 +6,9 @@ import msgspec
 
 from capture.config import WorkerConfig
 from proxy import address
-from proxy.relay_main import RelayConfig, RelayListener, RelayTls, RelayUpstreamTls
-from proxy.settings import Settings
+from proxy.relay_main import RelayConfig, RelayListener
+from proxy.settings import Settings, SettingsError
+from proxy.tls_contexts import RelayTls, RelayUpstreamTls, TlsError
 
 
 def relay_config(settings: Settings, sink: str = "") -> RelayConfig:
@@ -38,6 +39,29 @@ def relay_listeners(settings: Settings, sink: str = "") -> tuple[RelayListener, 
         )
         for listener in settings.listeners
     )
+
+
+def check_certificates(settings: Settings) -> None:
+    """Read certificates, keys and CAs once, as every relay will. Raises SettingsError."""
+    for number, listener in enumerate(relay_listeners(settings)):
+        for name in ("tls", "upstream_tls"):
+            try:
+                # One at a time, for the place in the message.
+                msgspec.structs.replace(listener, **{name: None}).contexts()
+            except TlsError as error:
+                place = "upstream_tls" if name == "tls" else "tls"
+                raise SettingsError(f"listeners[{number}].{place}: {error}") from None
+
+
+def certificate_files(settings: Settings) -> list[str]:
+    """Every file of certificates and keys, by path."""
+    return [
+        path
+        for listener in relay_listeners(settings)
+        for tls in (listener.tls, listener.upstream_tls)
+        if tls is not None
+        for path in tls.files
+    ]
 
 
 def worker_config(settings: Settings, run: str) -> WorkerConfig:

@@ -3,6 +3,9 @@
     client ──▶ ClientSide ──write──▶ upstream transport ──▶ server
     client ◀── client transport ◀──write── ServerSide ◀── server
 
+Either end may speak TLS (:mod:`proxy.tls`); what passes here is plaintext then. The model server is offered exactly the
+protocol (ALPN) that the client negotiated.
+
 Per chunk: a write to the other side and an append to the tap, nothing else. How a flow ends::
 
     EOF on both sides               close both once all is sent                          finished
@@ -14,13 +17,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import socket
+import ssl
 from bisect import bisect_left
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from capture.counters import FLOW_END_REASONS, HISTOGRAMS, SLOT
 from capture.tap_writer import TapFlow, TapWriter
+from proxy.deadlines import Deadlines, KeepAlive
 from proxy.sides import ClientSide, ServerSide, Side, Transport
 from proxy.upstream import Upstream
 
@@ -31,53 +35,13 @@ _FLUSH_POLL_LAST: Final = 0.1
 #: Bytes. Less may be nothing but HTTP/2 control frames (SETTINGS, its ACK, WINDOW_UPDATE, PING: 9 to 60 bytes) that
 #: follow a request which still runs. The answers of model servers are longer; a shorter one only costs a stop its time.
 ANSWER_BYTES: Final = 100
+#: Seconds between two looks at whether a model server that speaks TLS has answered a client that sends no more.
+_EOF_LOOK: Final = 1.0
 _OPENED: Final = SLOT["flows_opened"]
 _CONNECTS: Final = SLOT["connect_0"]
 _CONNECT_US: Final = SLOT["connect_us"]
 _CONNECT_BOUNDS: Final = HISTOGRAMS["connect"]
 _CLOSED: Final = {reason: SLOT[f"flows_closed_{reason}"] for reason in FLOW_END_REASONS}
-
-
-class Deadlines(NamedTuple):
-    """Seconds; 0 is never. Each ends in a reset of both sides."""
-
-    #: From accept until an upstream address has accepted.
-    connect: float = 5.0
-    #: From the client's first byte until the server's; noticed after once to twice the time. A cold graph build may
-    #: take minutes, so it is off unless asked for.
-    first_byte: float = 0.0
-    #: One side has ended and nothing has moved for this long.
-    half_closed: float = 600.0
-    #: Both sides have ended and what is unsent does not get less.
-    closing: float = 30.0
-    #: From accept until the client's TLS handshake is complete.
-    tls_handshake: float = 10.0
-    #: Nothing has moved in either direction for this long.
-    idle: float = 0.0
-
-
-class KeepAlive(NamedTuple):
-    """How a peer that vanished is found. Seconds; 0 leaves the kernel's own."""
-
-    #: Quiet time before the first probe, and between probes; five unanswered probes end the connection.
-    idle: int = 60
-    interval: int = 15
-    #: TCP_USER_TIMEOUT: sent data unacknowledged, or the peer's window closed, for this long.
-    user_timeout: float = 120.0
-
-    def apply(self, sock: socket.socket) -> None:
-        """Set the options. Accepted sockets inherit them from their listener, at no cost per connection."""
-        if sock.family == socket.AF_UNIX:
-            return
-        # asyncio sets it only where the socket names its protocol, which one from bind() does not.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if self.idle:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, self.idle)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, self.interval)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5)
-        if self.user_timeout:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self.user_timeout * 1000))
 
 
 class Shared(NamedTuple):
@@ -131,8 +95,8 @@ class Flow:
 
     # -- beginning
 
-    def accepted(self, transport: Transport) -> None:
-        """A client connected."""
+    def accepted(self, transport: Transport, *, tls: bool = False) -> None:
+        """A client connected. ``tls``: :meth:`secured` follows, or an end."""
         shared = self._shared
         shared.slots[_OPENED] += 1
         if len(shared.live) >= shared.max_connections:
@@ -140,10 +104,29 @@ class Flow:
             self.client.reset()
             return
         shared.live.add(self)
-        self.tapped = shared.tap.open(self._listener, _name(transport.get_extra_info("peername")))
+        self.tapped = shared.tap.open(self._listener, _name(transport.get_extra_info("peername")), announce=not tls)
+        if tls:
+            if seconds := shared.deadlines.tls_handshake:
+                self._timer = shared.loop.call_later(seconds, self.end, "tls_timeout")
+            return
         # Obeyed by asyncio; uvloop starts reading all the same, and early_data keeps what comes.
         transport.pause_reading()
         self._connecting = shared.loop.create_task(self._connect())
+
+    def secured(self, alpn: str) -> None:
+        """The client's TLS handshake is complete; ``alpn`` is empty where none was negotiated."""
+        self._cancel_timers()
+        # The worker hears of the flow with its first bytes.
+        self.tapped.tls, self.tapped.alpn = True, alpn
+        if not self.reason:
+            self._connecting = self._shared.loop.create_task(self._connect())
+
+    def left_unspoken(self) -> None:
+        """A client that was expected to speak TLS closed without a byte: a load balancer that looks whether the port
+        is open."""
+        self.reason = "finished"
+        assert self.client.transport is not None
+        self.client.transport.close()
 
     async def _connect(self) -> None:
         reason = "connect_failed"
@@ -151,13 +134,21 @@ class Flow:
         began = loop.time()
         try:
             async with asyncio.timeout(self._shared.deadlines.connect or None):
-                await self._upstream.connect(loop, lambda: self.server)
+                if self._upstream.tls is None:
+                    await self._upstream.connect(loop, lambda: self.server)
+                else:
+                    ready = loop.create_future()
+                    end = self._upstream.tls.end(self.server, self.tapped.alpn, ready)
+                    await self._upstream.connect(loop, lambda: end)
+                    await ready
             reason = ""
             took = loop.time() - began
             slots[_CONNECTS + bisect_left(_CONNECT_BOUNDS, took)] += 1
             slots[_CONNECT_US] += int(took * 1e6)
         except TimeoutError:
             reason = "connect_timeout"
+        except ssl.SSLError:
+            reason = "tls_failed"
         except (OSError, UnicodeError):  # UnicodeError: a host name that cannot be one
             reason = "connect_failed"
         finally:
@@ -200,13 +191,28 @@ class Flow:
     def client_eof(self) -> None:
         """The client sends no more."""
         self.client.eof = True
-        if self.server.transport is not None and not self.reason:
+        if self.client.write is not None and not self.reason:
+            assert self.server.transport is not None
             self._pass_client_eof(self.server.transport)
 
     def _pass_client_eof(self, server: Transport) -> None:
         self.tap.eof_client(self.tapped)
-        server.write_eof()
+        if self.server.tls is None:
+            server.write_eof()
+        else:
+            self._pass_when_answered(server)
         self._one_ended()
+
+    def _pass_when_answered(self, server: Transport, last: int = -1) -> None:
+        """Many TLS peers take a close_notify for the end of both directions (TLS 1.2 asked for that: RFC 5246, section
+        7.2.1), and an answer would be lost: it goes out once the server has said something and all is quiet."""
+        if self.reason:
+            return
+        now = self.moved()
+        if now == last and (not self.tapped.client_offset or self.tapped.server_offset > self.tapped.server_before):
+            server.write_eof()
+        else:
+            self._shared.loop.call_later(_EOF_LOOK, self._pass_when_answered, server, now)
 
     def server_eof(self) -> None:
         """The server sends no more."""
@@ -216,6 +222,31 @@ class Flow:
             self.tap.eof_server(self.tapped)
             self.client.transport.write_eof()
             self._one_ended()
+
+    def server_cut(self) -> None:
+        """The server's TLS ended without a close_notify: no end that a capture may take for complete."""
+        self.server.eof = True
+        if self.reason:
+            return
+        if self.client.tls is None:
+            # Only a reset says so in plaintext.
+            assert self.server.transport is not None
+            self.server.transport.abort()
+        else:
+            self.client.tls.cut()
+            self._one_ended()
+
+    def tls_failed(self, side: Side) -> None:
+        """A handshake failed after the flow began, or a record cannot be read: an alert is on its way to the peer."""
+        if self.reason:
+            return
+        self.reason = "tls_failed"
+        if self._connecting is not None:
+            self._connecting.cancel()
+        (self.server if side is self.client else self.client).reset()
+        side.pause()
+        closing = self._shared.deadlines.closing
+        self._reset_when_sent(side, self._shared.loop.time() + closing if closing else None)
 
     def _one_ended(self) -> None:
         if self.client.eof and self.server.eof:
@@ -237,7 +268,10 @@ class Flow:
                 self.reason = self._blame(side, exc)
         else:
             self.reason = self._blame(side, exc)
-            if other.transport is not None and not other.lost:
+            if side.write is None:
+                # The server's TLS handshake is not complete: nothing can be delivered.
+                other.reset()
+            elif other.transport is not None and not other.lost:
                 self._deliver_rest(side, other, exc)
                 other.pause()
                 closing = self._shared.deadlines.closing

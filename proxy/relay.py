@@ -6,14 +6,18 @@ import asyncio
 import contextlib
 import resource
 import socket
+import ssl
 from bisect import bisect_left
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 from capture.counters import HISTOGRAMS, SLOT
 from capture.tap_writer import TapWriter
 from proxy.control import BEAT_SECONDS
-from proxy.flow import Deadlines, Flow, KeepAlive, Shared
+from proxy.deadlines import Deadlines, KeepAlive
+from proxy.flow import Flow, Shared
+from proxy.tls import TlsEnd
+from proxy.tls_contexts import UpstreamContexts
 from proxy.upstream import Upstream
 
 #: Descriptors that are not flows: listeners, tap, control, logs, resolver, loop.
@@ -41,11 +45,12 @@ def raise_descriptor_limit() -> int:
 
 
 class _Listener:
-    """One listening socket. ``server`` is None while it is refused."""
+    """One listening socket. ``tls`` is None where clients speak plaintext, ``server`` while it is refused."""
 
-    def __init__(self, sock: socket.socket, upstream: Upstream) -> None:
+    def __init__(self, sock: socket.socket, upstream: Upstream, tls: ssl.SSLContext | None) -> None:
         self.sock = sock
         self.upstream = upstream
+        self.tls = tls
         self.server: asyncio.AbstractServer | None = None
 
 
@@ -106,11 +111,17 @@ class Relay:
 
     # -- accepting
 
-    async def listen(self, sock: socket.socket, upstream: Upstream) -> None:
+    def secure(self, number: int, tls: ssl.SSLContext | None, upstream_tls: UpstreamContexts | None) -> None:
+        """Other certificates, for connections that begin from now on. None where
+        there is no TLS, which never changes."""
+        listener = self._listeners[number]
+        listener.tls, listener.upstream.tls = tls, upstream_tls
+
+    async def listen(self, sock: socket.socket, upstream: Upstream, tls: ssl.SSLContext | None = None) -> None:
         """Accept on a bound socket. Flows name their listener by the order of these calls."""
         sock.setblocking(False)
         self._shared.keep_alive.apply(sock)
-        self._listeners.append(_Listener(sock, upstream))
+        self._listeners.append(_Listener(sock, upstream, tls))
         await self.accept(len(self._listeners) - 1)
 
     async def accept(self, number: int) -> None:
@@ -133,9 +144,12 @@ class Relay:
             listener.server = None
 
     def _flow(self, number: int) -> Callable[[], asyncio.Protocol]:
-        upstream = self._listeners[number].upstream
-        # ``_shared`` is looked up each time: a reload replaces it.
-        return lambda: Flow(self._shared, number, upstream).client
+        listener = self._listeners[number]
+        upstream = listener.upstream
+        # ``_shared`` and ``tls`` are looked up each time: a reload replaces them.
+        if listener.tls is None:
+            return lambda: Flow(self._shared, number, upstream).client
+        return lambda: TlsEnd.to_client(Flow(self._shared, number, upstream).client, cast(ssl.SSLContext, listener.tls))
 
     def stop_accepting(self) -> None:
         """Close the listeners of this process. Flows go on."""

@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import socket
+import ssl
 import sys
 from typing import Any, Literal
 
@@ -21,9 +22,10 @@ from capture.logline import LineFormatter
 from capture.tap_writer import TapWriter
 from proxy import address
 from proxy import control as said
-from proxy.flow import Deadlines, KeepAlive
+from proxy.deadlines import Deadlines, KeepAlive
 from proxy.logs import PipeHandler
 from proxy.relay import Relay, raise_descriptor_limit
+from proxy.tls_contexts import RelayTls, RelayUpstreamTls, TlsError, UpstreamContexts, listen_context
 from proxy.upstream import Upstream
 
 log = logging.getLogger("relay")
@@ -34,25 +36,6 @@ GENERATION_BITS = 40
 TAP_DRAIN_SECONDS = 1.0
 
 
-class RelayTls(msgspec.Struct, frozen=True):
-    """TLS on the client's side of a listener: PEM files by path. An empty ``client_ca`` asks for no certificate."""
-
-    certificate: str
-    key: str
-    client_ca: str = ""
-    alpn: tuple[str, ...] = ()
-
-
-class RelayUpstreamTls(msgspec.Struct, frozen=True):
-    """TLS towards the model server: PEM files by path, empty for none (``ca``: the system's)."""
-
-    ca: str = ""
-    server_name: str = ""
-    verify: bool = True
-    certificate: str = ""
-    key: str = ""
-
-
 class RelayListener(msgspec.Struct, frozen=True):
     """A bound socket that the process inherits, and where its flows go."""
 
@@ -60,6 +43,14 @@ class RelayListener(msgspec.Struct, frozen=True):
     upstream: str
     tls: RelayTls | None = None
     upstream_tls: RelayUpstreamTls | None = None
+
+    def contexts(self) -> tuple[ssl.SSLContext | None, UpstreamContexts | None]:
+        """Towards clients, and towards the model server. Raises TlsError."""
+        to = self.upstream_tls
+        return (
+            None if self.tls is None else listen_context(self.tls),
+            None if to is None else UpstreamContexts(to, address.parse(self.upstream)),
+        )
 
 
 class RelayConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,8 +109,11 @@ async def run(config: RelayConfig, control: socket.socket, counters: Counters) -
     )
     told = _Told(loop, control, relay, tap, config)
     for listener in config.listeners:
-        upstream = Upstream(address.parse(listener.upstream), resolve_interval=config.resolve_interval)
-        await relay.listen(socket.socket(fileno=listener.fd), upstream)
+        tls, upstream_tls = listener.contexts()
+        upstream = Upstream(
+            address.parse(listener.upstream), resolve_interval=config.resolve_interval, tls=upstream_tls
+        )
+        await relay.listen(socket.socket(fileno=listener.fd), upstream, tls)
     relay.beat()
     told.begin()
     # What lives now lives for good; the rest is collected rarely, since a full collection is a pause for all flows.
@@ -198,8 +192,14 @@ class _Told:
     def _reload(self, fd: int) -> None:
         with open(fd, "rb") as file:
             fresh = msgspec.json.decode(file.read(), type=RelayConfig)
-        # Listeners, tap and generation are the ones that this process was started with.
+        # Sockets, tap and generation are the ones that this process was started with.
         same = {name: getattr(self.config, name) for name in ("generation", "listeners", "tap_bytes", "tap_frames")}
+        for number, listener in enumerate(fresh.listeners):
+            try:
+                self._relay.secure(number, *listener.contexts())
+            except TlsError as error:
+                # The supervisor read them a moment ago. What is in use stays in use.
+                log.error("certificates not read again", extra={"fields": {"listener": number, "error": error}})
         self.config = config = msgspec.structs.replace(fresh, **same)
         self._relay.change(
             max_connections=_connections(config), deadlines=_deadlines(config), keep_alive=_keep_alive(config)

@@ -14,7 +14,7 @@ from msgspec import Meta
 from capture.config import Limits, ListenerConfig
 from capture.dialects.table import BY_NAME, EAS
 from proxy import address
-from proxy.flow import Deadlines, KeepAlive
+from proxy.deadlines import Deadlines, KeepAlive
 from proxy.settings_errors import explain
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -35,7 +35,7 @@ class SettingsError(ValueError):
 
 
 class ListenTls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """TLS towards clients. Files are PEM; they are read again at SIGHUP."""
+    """TLS towards clients. Files are PEM; they are read again when they change, and at SIGHUP."""
 
     certificate: Annotated[str, Meta(min_length=1, description="path of the certificate chain")]
     key: Annotated[str, Meta(min_length=1, description="path of the private key, without a passphrase")]
@@ -48,7 +48,7 @@ class ListenTls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class UpstreamTls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """TLS towards the model server. Files are PEM; they are read again at SIGHUP."""
+    """TLS towards the model server. Files are PEM; they are read again when they change, and at SIGHUP."""
 
     ca: Annotated[
         str, Meta(description="path of the CAs that the server's certificate must come from; empty: system")
@@ -59,6 +59,13 @@ class UpstreamTls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     verify: Annotated[bool, Meta(description="false accepts any certificate")] = True
     certificate: Annotated[str, Meta(description="path of a client certificate chain; empty: none")] = ""
     key: Annotated[str, Meta(description="path of its private key")] = ""
+    alpn: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="protocols offered where the client negotiated none ([h2] for plaintext gRPC clients); "
+            "otherwise exactly what the client negotiated is offered"
+        ),
+    ] = ()
 
 
 class Listener(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,10 +95,10 @@ class Listener(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description="EAS services that speak another dialect than the listener, by name: `{rank: eas-pytorch}`"),
     ] = {}
     version: Annotated[str, Meta(description="model version, where neither request nor response tells it (EAS)")] = ""
-    tls: Annotated[ListenTls | None, Meta(description="TLS towards clients: not supported yet, and refused")] = None
-    upstream_tls: Annotated[
-        UpstreamTls | None, Meta(description="TLS towards the model server: not supported yet, and refused")
-    ] = None
+    tls: Annotated[ListenTls | None, Meta(description="TLS towards clients; none: plaintext")] = None
+    upstream_tls: Annotated[UpstreamTls | None, Meta(description="TLS towards the model server; none: plaintext")] = (
+        None
+    )
     socket_mode: Annotated[
         str, Meta(pattern="^0?[0-7]{3}$", description="permissions of a Unix listener, in octal digits")
     ] = "0600"
@@ -294,18 +301,9 @@ def load(path: Path) -> Settings:
         raise SettingsError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     try:
         settings = from_data(data)
-        _refuse_tls(settings)
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from None
     return settings
-
-
-def _refuse_tls(settings: Settings) -> None:
-    """The relay does not speak TLS yet: better no start than plain text where TLS was asked for."""
-    for number, listener in enumerate(settings.listeners):
-        for name in ("tls", "upstream_tls"):
-            if getattr(listener, name) is not None:
-                raise SettingsError(f"listeners[{number}].{name}: not supported yet; terminate TLS in front of warmtap")
 
 
 def from_data(data: Any) -> Settings:
@@ -363,6 +361,11 @@ def _check_upstream(place: str, listener: Listener, listen: address.Address) -> 
         upstream = address.parse(listener.upstream)
     except ValueError as error:
         raise SettingsError(f"{place}.upstream: {error}") from None
+    if (tls := listener.upstream_tls) is not None:
+        if bool(tls.certificate) != bool(tls.key):
+            raise SettingsError(f"{place}.upstream_tls: certificate and key go together")
+        if upstream.path and tls.verify and not tls.server_name:
+            raise SettingsError(f"{place}.upstream_tls.server_name: missing; a Unix socket has no name to verify")
     if listen.accepts(upstream):
         raise SettingsError(f"{place}.upstream: {listener.upstream!r} is the listen address itself")
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 if TYPE_CHECKING:
     from proxy.flow import Flow
+    from proxy.tls import TlsEnd
 
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
 #: Bytes per recv when a socket that failed is emptied.
@@ -36,11 +37,13 @@ class Transport(Protocol):
 class Side(asyncio.Protocol):
     """One end of a flow. ``write`` is the other end's, or None while there is nobody to write to."""
 
-    __slots__ = ("eof", "flow", "lost", "transport", "write")
+    __slots__ = ("eof", "flow", "lost", "tls", "transport", "write")
 
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
         self.transport: Transport | None = None
+        #: The transport, where this end speaks TLS.
+        self.tls: TlsEnd | None = None
         self.write: Callable[[bytes], None] | None = None
         #: This end sends no more.
         self.eof = False
@@ -68,21 +71,27 @@ class Side(asyncio.Protocol):
         return self.transport.get_write_buffer_size() + int.from_bytes(count, "little")
 
     def left_over(self) -> tuple[list[bytes], bool]:
-        """What a failed connection had sent and nobody has read, and whether it ended with FIN.
+        """What a failed connection had sent and nobody has read, and whether it ended with FIN (TLS: close_notify).
 
         uvloop closes when its write fails, with the server's early answer still in the kernel; inside connection_lost
         the descriptor is open.
         """
         assert self.transport is not None
         chunks: list[bytes] = []
+        ended = self._empty(chunks)
+        return (chunks, ended) if self.tls is None else self.tls.plain(chunks)
+
+    def _empty(self, chunks: list[bytes]) -> bool:
+        """Read what the kernel has; whether it ends with FIN."""
+        assert self.transport is not None
         with socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno())) as sock:
             sock.setblocking(False)
             try:
                 while data := sock.recv(_DRAIN_CHUNK):
                     chunks.append(data)
             except OSError:
-                return chunks, False
-        return chunks, True
+                return False
+        return True
 
     def pause(self) -> None:
         """Stop reading: the other end does not take more."""
@@ -121,6 +130,10 @@ class ClientSide(Side):
         self.flow.client_eof()
         return True  # stays open for the answer
 
+    def eof_without_notice(self) -> None:
+        """TLS: FIN, and no close_notify before it."""
+        self.flow.client_eof()
+
     def pause_writing(self) -> None:
         self.flow.server.pause()
 
@@ -147,6 +160,10 @@ class ServerSide(Side):
     def eof_received(self) -> bool:
         self.flow.server_eof()
         return True
+
+    def eof_without_notice(self) -> None:
+        """TLS: FIN, and no close_notify before it."""
+        self.flow.server_cut()
 
     def pause_writing(self) -> None:
         self.flow.client.pause()

@@ -23,7 +23,8 @@ from typing import Final, Protocol
 from capture.counters import Counters
 from proxy import control as said
 from proxy.address import parse
-from proxy.configs import relay_config, worker_config
+from proxy.certificates import watch_certificates
+from proxy.configs import check_certificates, relay_config, worker_config
 from proxy.keeping import Orders
 from proxy.listening import Listening
 from proxy.logs import LineSink
@@ -181,7 +182,11 @@ class Supervisor:
         status = 0
         keepers = [loop.create_task(pair.run()) for pair in self._pairs]
         sink = loop.create_task(self._mirrored.run())
-        beside = [loop.create_task(self._watch()), loop.create_task(self._follow())]
+        beside = [
+            loop.create_task(self._watch()),
+            loop.create_task(self._follow()),
+            loop.create_task(watch_certificates(lambda: self.settings, self._reload_relays)),
+        ]
         succession = loop.create_task(self._succeed())
         stop = loop.create_task(self._stopping())
         try:
@@ -298,6 +303,7 @@ class Supervisor:
             return
         try:
             fresh = self._load()
+            check_certificates(fresh)
             if self._admin is not None:
                 self._admin.reload(fresh.admin)
         except SettingsError as error:
@@ -318,11 +324,15 @@ class Supervisor:
         self._orders.relay, self._orders.worker = relay, worker
         logging.getLogger().setLevel(fresh.log_level.upper())
         self._mirrored.reload(fresh)
-        for pair in self._pairs:
-            pair.relay.reload()
-            if restart_workers:
+        self._reload_relays()
+        if restart_workers:
+            for pair in self._pairs:
                 pair.worker.restart()
         log.info("settings reloaded", extra={"fields": {"need_a_restart": ",".join(rest)} if rest else {}})
+
+    def _reload_relays(self) -> None:
+        for pair in self._pairs:
+            pair.relay.reload()
 
     # -- follow_upstream
 

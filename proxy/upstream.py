@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 
 from proxy.address import Address
+from proxy.tls_contexts import UpstreamContexts
 
 #: Seconds between two attempts on a Unix socket whose backlog is full (connect says EAGAIN, with no event to wait for).
 UNIX_RETRY = 0.01
@@ -15,9 +16,13 @@ UNIX_RETRY = 0.01
 class Upstream:
     """One model server. Connecting never waits for a resolver once the name has been resolved."""
 
-    def __init__(self, address: Address, *, resolve_interval: float = 30.0) -> None:
-        """``resolve_interval``: seconds after which a name is looked up again, behind the connections it serves."""
+    def __init__(
+        self, address: Address, *, resolve_interval: float = 30.0, tls: UpstreamContexts | None = None
+    ) -> None:
+        """``resolve_interval``: seconds after which a name is looked up again, behind the connections it serves.
+        ``tls``: how to speak TLS to it, None for plaintext; may be replaced at any time."""
         self.address = address
+        self.tls = tls
         self._resolve_interval = resolve_interval
         self._hosts: list[str] = [address.host] if address.literal else []
         self._resolved_at = 0.0

@@ -15,7 +15,7 @@ import pytest
 from capture.config import ListenerConfig
 from capture.shedding import FILL_FULL
 from capture.store.base import open_store
-from proxy.flow import Deadlines
+from proxy.deadlines import Deadlines
 from tests.support.calls import eas
 from tests.support.net_relay import RelayThread, server
 from tests.support.net_sidecar import balanced

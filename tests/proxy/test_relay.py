@@ -17,7 +17,7 @@ import pytest
 
 from capture import tap
 from proxy.address import Address
-from proxy.flow import Deadlines
+from proxy.deadlines import Deadlines
 from proxy.upstream import UNIX_RETRY, Upstream
 from tests.support.net_relay import (
     RelayThread,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -15,8 +16,9 @@ import uvloop
 from capture.counters import Counters
 from capture.tap_writer import TapWriter
 from proxy.address import Address
-from proxy.flow import Deadlines, KeepAlive
+from proxy.deadlines import Deadlines, KeepAlive
 from proxy.relay import Relay
+from proxy.tls_contexts import UpstreamContexts
 from proxy.upstream import Upstream
 from tests.support.waiting import PATIENCE, until
 
@@ -34,6 +36,8 @@ class RelayThread:
         max_connections: int = 1000,
         *,
         tap_bytes: int = 64 << 20,
+        tls: ssl.SSLContext | None = None,
+        upstream_tls: UpstreamContexts | None = None,
     ) -> None:
         self.counters = Counters.create()
         self._loop = LOOPS[loop]()
@@ -52,7 +56,7 @@ class RelayThread:
         self.port: int = listener.getsockname()[1]
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
-        self.call(self.relay.listen(listener, Upstream(upstream)))
+        self.call(self.relay.listen(listener, Upstream(upstream, tls=upstream_tls), tls))
 
     def call(self, work: Any) -> Any:
         """Run a coroutine on the relay's loop."""

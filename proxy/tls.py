@@ -1,0 +1,237 @@
+"""One end of a flow that speaks TLS: between its socket and its :class:`~proxy.sides.Side`.
+
+    socket ──▶ TlsEnd ──plaintext──▶ Side ──▶ the other end, the tap
+    socket ◀── TlsEnd ◀──plaintext── write()
+
+It is the protocol of the socket's transport and the transport of the side. OpenSSL works on memory only
+(``ssl.MemoryBIO``): uvloop's own TLS has no half-close, never tells of a close_notify, and loses an answer that is
+pending then.
+
+How TLS ends, as far as both protocols can say it::
+
+    close_notify from a peer           EOF for the other end
+    FIN without one, from a client     the same: the framing of a request says whether it is complete
+    FIN without one, from a server     FIN without one for a client that speaks TLS, a reset for one that does not:
+                                       a cut answer must not look complete (RFC 9112, section 9.8)
+    a record that cannot be read       an alert, then a reset of both ends
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from typing import TYPE_CHECKING, Any, Final, cast
+
+if TYPE_CHECKING:
+    from proxy.sides import ClientSide, ServerSide, Transport
+
+#: Plaintext handed over at once; as much as one read of the loop brings.
+_PLAIN_BYTES: Final = 256 << 10
+#: Where it is put together. One for all: nothing is awaited while it is in use.
+_PLAIN: Final = memoryview(bytearray(_PLAIN_BYTES))
+
+
+class TlsEnd(asyncio.Protocol):
+    """Made by :meth:`to_client` or :meth:`to_server`."""
+
+    __slots__ = ("_ended", "_fin", "_heard", "_incoming", "_object", "_outgoing", "_raw", "_ready", "_secured", "_side")
+
+    _raw: Transport
+
+    def __init__(
+        self,
+        side: ClientSide | ServerSide,
+        context: ssl.SSLContext,
+        server_name: str | None,
+        ready: asyncio.Future[None] | None,
+    ) -> None:
+        self._side = side
+        self._ready = ready
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._object = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=ready is None, server_hostname=server_name
+        )
+        #: Anything came from the peer; the handshake is complete; the peer sent close_notify; FIN went out to it.
+        self._heard = self._secured = self._ended = self._fin = False
+        side.tls = self
+
+    @classmethod
+    def to_client(cls, side: ClientSide, context: ssl.SSLContext) -> TlsEnd:
+        """The server's part, on an accepted connection."""
+        return cls(side, context, None, None)
+
+    @classmethod
+    def to_server(
+        cls, side: ServerSide, context: ssl.SSLContext, server_name: str | None, ready: asyncio.Future[None]
+    ) -> TlsEnd:
+        """The client's part. ``ready`` is done with the handshake: ssl.SSLError where it failed. Raises ValueError for
+        a name that none can be."""
+        return cls(side, context, server_name, ready)
+
+    # -- the handshake
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._raw = cast("Transport", transport)
+        side = self._side
+        side.transport = self
+        if self._ready is None:
+            side.flow.accepted(self, tls=True)
+        elif side.flow.reason:
+            side.reset()
+        else:
+            self._shake()
+
+    def _shake(self) -> None:
+        try:
+            self._object.do_handshake()
+        except ssl.SSLWantReadError:
+            self._flush()
+            return
+        except ssl.SSLError as error:
+            self._flush()
+            self._fail(error)
+            return
+        self._flush()
+        self._secured = True
+        if self._ready is None:
+            self._side.flow.secured(self._object.selected_alpn_protocol() or "")
+        elif not self._ready.done():
+            self._ready.set_result(None)
+            cast(asyncio.Protocol, self._side).connection_made(cast(asyncio.Transport, self))
+
+    def _fail(self, error: ssl.SSLError) -> None:
+        """The handshake failed, or a record; the alert for the peer is on its way."""
+        if self._ready is None or self._secured:
+            self._side.flow.tls_failed(self._side)
+        elif not self._ready.done():
+            self._ready.set_exception(error)
+            # Where the task that waits is being cancelled nobody would look at it.
+            self._ready.exception()
+
+    # -- the protocol of the socket
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = True
+        self._incoming.write(data)
+        if not self._secured:
+            self._shake()
+            if not self._secured:
+                return
+        while plain := self._decrypt():
+            self._side.data_received(plain)
+        # What TLS itself has to say: tickets, key updates.
+        self._flush()
+
+    def _decrypt(self) -> bytes:
+        """Plaintext that is there, up to some 256 KB; b"" for none. Tells the side of its end."""
+        read, size = self._object.read, 0
+        try:
+            while size < _PLAIN_BYTES and not self._ended:
+                count = cast(int, read(_PLAIN_BYTES - size, cast(bytearray, _PLAIN[size:])))
+                size += count
+                self._ended = not count
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self._ended = True
+        except ssl.SSLError as error:
+            # What came before it goes first; the same error comes again at the next look.
+            if not size:
+                self._flush()
+                self._fail(error)
+        if self._ended and not size and not self._side.eof:
+            self._side.eof_received()
+        return bytes(_PLAIN[:size])
+
+    def eof_received(self) -> bool:
+        if not self._heard and self._ready is None:
+            self._side.flow.left_unspoken()
+        elif not self._secured:
+            self._fail(ssl.SSLError("closed during the handshake"))
+        elif not self._side.eof:
+            self._side.eof_without_notice()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._ready is not None and not self._secured and not self._side.flow.reason:
+            # Whoever waits for the handshake decides what becomes of the flow.
+            self._side.lost = True
+            self._fail(ssl.SSLError("closed during the handshake"))
+            return
+        self._side.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._side.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._side.resume_writing()
+
+    # -- the transport of the side
+
+    def write(self, data: bytes) -> None:
+        """Encrypt and send."""
+        try:
+            self._object.write(data)
+        except ssl.SSLError as error:
+            self._fail(error)
+            return
+        self._raw.write(self._outgoing.read())
+
+    def write_eof(self) -> None:
+        """A close_notify, and FIN. What the peer still sends is read on."""
+        self._notify()
+        self.cut()
+
+    def cut(self) -> None:
+        """FIN without a close_notify: the stream was cut before this end too."""
+        self._fin = True
+        try:
+            self._raw.write_eof()
+        except OSError:  # asyncio, where the peer has reset
+            self._raw.abort()
+
+    def close(self) -> None:
+        """A close_notify, unless sent; FIN when all is sent."""
+        self._notify()
+        self._raw.close()
+
+    def _notify(self) -> None:
+        if self._secured and not self._fin:
+            # It wants to read the peer's close_notify, which comes or does not.
+            with contextlib.suppress(ssl.SSLError):
+                self._object.unwrap()
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._outgoing.pending and not self._fin:
+            self._raw.write(self._outgoing.read())
+
+    def abort(self) -> None:
+        self._raw.abort()
+
+    def pause_reading(self) -> None:
+        self._raw.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._raw.resume_reading()
+
+    def get_write_buffer_size(self) -> int:
+        return self._raw.get_write_buffer_size()
+
+    def get_extra_info(self, name: str) -> Any:
+        return self._raw.get_extra_info(name)
+
+    def plain(self, chunks: list[bytes]) -> tuple[list[bytes], bool]:
+        """The plaintext of what was left in the socket, and whether it ended with a close_notify."""
+        if not self._secured:
+            return [], False
+        found = []
+        for chunk in chunks:
+            self._incoming.write(chunk)
+        with contextlib.suppress(ssl.SSLError):
+            while data := self._object.read(_PLAIN_BYTES):
+                found.append(data)
+            self._ended = True
+        return found, self._ended
