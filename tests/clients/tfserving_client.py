@@ -1,8 +1,9 @@
 """A real client: tensorflow-serving-api over grpcio, tensors made by TensorFlow itself, as an application would.
 
-``python -m tests.clients.tfserving_client TARGET MODEL [--reconnect]`` reads a plan on standard input and prints
-``{"sent": N, "ok": N, "errors": [...]}``. ``--reconnect`` opens a channel for each call; ``--dump`` prints the
-serialized request of each call as a line of hexadecimal digits instead of sending it.
+``python -m tests.clients.tfserving_client TARGET MODEL [--reconnect] [--tls CA]`` reads a plan on standard input and
+prints ``{"sent": N, "ok": N, "errors": [...]}``. ``--reconnect`` opens a channel for each call; ``--tls`` trusts the
+authority in this file; ``--dump`` prints the serialized request of each call as a line of hexadecimal digits instead
+of sending it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -38,12 +40,19 @@ def request(model: str, call: dict[str, Any]) -> predict_pb2.PredictRequest:
     return made
 
 
+def _channel(target: str, ca: Path | None) -> grpc.Channel:
+    if ca is None:
+        return grpc.insecure_channel(target, options=_OPTIONS)
+    return grpc.secure_channel(target, grpc.ssl_channel_credentials(ca.read_bytes()), options=_OPTIONS)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target")
     parser.add_argument("model")
     parser.add_argument("--reconnect", action="store_true")
     parser.add_argument("--dump", action="store_true")
+    parser.add_argument("--tls", type=Path)
     options = parser.parse_args()
     ok, errors = 0, []
     plan = json.load(sys.stdin)
@@ -54,7 +63,7 @@ def main() -> None:
     channel = None
     for call in plan:
         if channel is None:
-            channel = grpc.insecure_channel(options.target, options=_OPTIONS)
+            channel = _channel(options.target, options.tls)
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         try:
             stub.Predict(request(options.model, call), timeout=_TIMEOUT)

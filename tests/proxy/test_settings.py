@@ -239,15 +239,6 @@ def test_a_sidecar_that_would_connect_to_itself(listen: str, upstream: str, itse
     assert address.parse(listen).accepts(address.parse(upstream)) is itself
 
 
-@pytest.mark.parametrize("name", ["tls", "upstream_tls"])
-def test_tls_is_refused_and_never_plain_text(tmp_path: Path, name: str) -> None:
-    path = tmp_path / "s.yaml"
-    group = {"certificate": "c", "key": "k"}
-    path.write_bytes(msgspec.yaml.encode({"listeners": [{"listen": ":1", "upstream": ":2", name: group}]}))
-    with pytest.raises(SettingsError, match=rf"listeners\[0\]\.{name}: not supported yet"):
-        load(path)
-
-
 def test_a_store_without_a_name_is_not_the_default_one(capsys: pytest.CaptureFixture[str]) -> None:
     """``--store "$STORE"`` with STORE unset."""
     with pytest.raises(typer.Exit) as end:

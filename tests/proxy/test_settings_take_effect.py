@@ -55,6 +55,21 @@ SHOWN_BY = {
         "sink.max_connections": "test_one_connection_too_many_costs_the_one_that_was_answered_least_recently",
         "sink.request_timeout": "test_a_request_that_does_not_end_in_time_ends_its_connection_and_an_idle_one_stays",
     },
+    "e2e/test_tls.py": {
+        "listeners[].tls.certificate": "test_certificates_are_renewed_under_a_connection_that_stays",
+        "listeners[].tls.key": "test_certificates_are_renewed_under_a_connection_that_stays",
+        "listeners[].upstream_tls.ca": "test_grpc_through_two_sidecars_is_read_by_both",
+        "listeners[].upstream_tls.alpn": "test_a_plaintext_grpc_client_of_a_model_server_that_speaks_tls",
+        "relay.tls_handshake_timeout": "test_a_handshake_that_does_not_end_is_reset_and_told",
+    },
+    "proxy/test_tls.py": {
+        "listeners[].tls.client_ca": "test_a_certificate_of_the_client",
+        "listeners[].tls.alpn": "test_the_server_is_offered_what_the_client_negotiated",
+        "listeners[].upstream_tls.server_name": "test_a_server_that_is_not_what_it_should_be_is_a_reset",
+        "listeners[].upstream_tls.verify": "test_any_certificate_where_none_is_verified",
+        "listeners[].upstream_tls.certificate": "test_a_certificate_of_the_client",
+        "listeners[].upstream_tls.key": "test_a_certificate_of_the_client",
+    },
     "proxy/test_config_command.py": {
         "log_level": "test_a_sidecar_that_debugs_logs_its_effective_settings_first",
     },
@@ -122,16 +137,6 @@ SHOWN_BY = {
 #: Settings of which no test shows the effect yet, only that the value reaches its process. A test takes its setting off
 #: this list.
 ONLY_REACHES = {
-    "listeners[].tls.certificate",
-    "listeners[].tls.key",
-    "listeners[].tls.client_ca",
-    "listeners[].tls.alpn",
-    "listeners[].upstream_tls.ca",
-    "listeners[].upstream_tls.server_name",
-    "listeners[].upstream_tls.verify",
-    "listeners[].upstream_tls.certificate",
-    "listeners[].upstream_tls.key",
-    "relay.tls_handshake_timeout",
     "relay.resolve_interval",
     "capture.flush_interval",
 }
