@@ -80,3 +80,11 @@ def parse(text: str, *, lowest_port: int = 1) -> Address:
     if not lowest_port <= int(port) <= 65535:
         raise ValueError(f"{text!r}: port {port} is not between {lowest_port} and 65535")
     return Address(host or "127.0.0.1", int(port))
+
+
+def peer_name(peer: object) -> str:
+    """The client as ``host:port``; empty where it is already gone or has no name."""
+    if not isinstance(peer, tuple):
+        return ""
+    host, port = peer[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -24,6 +24,7 @@ from typing import Final, NamedTuple
 
 from capture.counters import FLOW_END_REASONS, HISTOGRAMS, SLOT
 from capture.tap_writer import TapFlow, TapWriter
+from proxy.address import peer_name
 from proxy.deadlines import Deadlines, KeepAlive
 from proxy.sides import ClientSide, ServerSide, Side, Transport
 from proxy.upstream import Upstream
@@ -104,7 +105,7 @@ class Flow:
             self.client.reset()
             return
         shared.live.add(self)
-        self.tapped = shared.tap.open(self._listener, _name(transport.get_extra_info("peername")), announce=not tls)
+        self.tapped = shared.tap.open(self._listener, peer_name(transport.get_extra_info("peername")), announce=not tls)
         if tls:
             if seconds := shared.deadlines.tls_handshake:
                 self._timer = shared.loop.call_later(seconds, self.end, "tls_timeout")
@@ -392,11 +393,3 @@ class Flow:
         for timer in (self._timer, self._first_byte_timer):
             if timer is not None:
                 timer.cancel()
-
-
-def _name(peer: object) -> str:
-    """The client as ``host:port``; empty where it is already gone or has no name."""
-    if not isinstance(peer, tuple):
-        return ""
-    host, port = peer[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
