@@ -21,10 +21,10 @@ from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol
 
 from capture.counters import Counters
-from proxy import control as said
 from proxy.address import parse
 from proxy.certificates import watch_certificates
 from proxy.configs import check_certificates, relay_config, worker_config
+from proxy.following import Following
 from proxy.keeping import Orders
 from proxy.listening import Listening
 from proxy.logs import LineSink
@@ -45,8 +45,6 @@ log = logging.getLogger("supervisor")
 
 #: Seconds between looks at the counters.
 WATCH_INTERVAL: Final = 1.0
-#: Seconds between two looks at a model server that is followed.
-FOLLOW_INTERVAL: Final = 1.0
 
 
 class Admin(Protocol):
@@ -118,6 +116,13 @@ class Supervisor:
         ]
         #: By the place of the listener. Who mirrors needs no answer, so a sink is always ready.
         self._probes = {n: Probe(parse(one.upstream)) for n, one in enumerate(settings.listeners) if one.upstream}
+        self._following = Following(
+            [n for n, one in enumerate(settings.listeners) if one.follow_upstream],
+            listening=listening,
+            probes=self._probes,
+            orders=self._orders,
+            relays=[pair.relay for pair in self._pairs],
+        )
 
     # -- what others may know and say: proxy.sidecar
 
@@ -184,7 +189,7 @@ class Supervisor:
         sink = loop.create_task(self._mirrored.run())
         beside = [
             loop.create_task(self._watch()),
-            loop.create_task(self._follow()),
+            loop.create_task(self._following.run()),
             loop.create_task(watch_certificates(lambda: self.settings, self._reload_relays)),
         ]
         succession = loop.create_task(self._succeed())
@@ -291,7 +296,7 @@ class Supervisor:
     def _offered(self) -> Sequence[Listening]:
         """Everything accepts before it is handed over: the successor follows its model servers by itself."""
         for number in list(self._orders.refused):
-            self._accept(number)
+            self._following.accept(number)
         return self._listening
 
     # -- signals
@@ -334,49 +339,6 @@ class Supervisor:
         for pair in self._pairs:
             pair.relay.reload()
 
-    # -- follow_upstream
-
-    async def _follow(self) -> None:
-        followed = [n for n, listener in enumerate(self.settings.listeners) if listener.follow_upstream]
-        while followed:
-            for number in followed:
-                failure = await self._probes[number].failure()
-                if failure and self._probes[number].silent:
-                    continue  # it may be busy: no reason to refuse, and none to accept again
-                if failure and number not in self._orders.refused:
-                    self._refuse(number, failure)
-                elif not failure and number in self._orders.refused:
-                    self._accept(number)
-            await asyncio.sleep(FOLLOW_INTERVAL)
-        await asyncio.Event().wait()
-
-    def _refuse(self, number: int, failure: str) -> None:
-        """Tell the relays; the kernel follows when none accepts any more."""
-        self._orders.refused.add(number)
-        fields = {"listener": self._listening[number].name, "model_server": self._probes[number].address}
-        log.warning("refusing clients while the model server refuses", extra={"fields": {**fields, "error": failure}})
-        for pair in self._pairs:
-            pair.relay.say(said.numbered(said.REFUSE, number))
-
-    def _settle(self) -> None:
-        """A relay that starts listens for a moment, and undoes the refusal of the kernel: it is renewed."""
-        for number in self._orders.refused:
-            if all(number in pair.relay.refusing for pair in self._pairs if pair.relay.accepting):
-                self._listening[number].refuse()
-
-    def _accept(self, number: int) -> None:
-        try:
-            self._listening[number].accept()
-        except OSError as error:
-            fields = {"listener": self._listening[number].name, "error": error}
-            log.error("cannot listen again", extra={"fields": fields})
-            return
-        self._orders.refused.discard(number)
-        for pair in self._pairs:
-            pair.relay.refusing.discard(number)
-            pair.relay.say(said.numbered(said.ACCEPT, number))
-        log.info("accepting clients again", extra={"fields": {"listener": self._listening[number].name}})
-
     # -- what is said
 
     async def _watch(self) -> None:
@@ -396,7 +358,7 @@ class Supervisor:
         log.log(line.level, line.message, extra={"fields": line.fields})
 
     def _on_change(self) -> None:
-        self._settle()
+        self._following.settle()
         if self._told_ready or not all(pair.relay.accepting and pair.worker.begun for pair in self._pairs):
             return
         self._told_ready = True
