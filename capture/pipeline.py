@@ -294,11 +294,13 @@ class Pipeline:
             raise AssertionError("a complete exchange without a judgement")
         outcome, reason = judgement.outcome, judgement.reason
         call = exchange.call
-        before = None if call is None else self._retries.known(exchange, outcome, flow, self.monotonic)
-        if before is not None:
-            self._count("requests_retried", 1)
-            if not improves(outcome, before):
-                return
+        before = None
+        if call is not None and (outcome is not Outcome.PROVEN or self._retries.failed):
+            before = self._retries.known(exchange, outcome, flow, self.monotonic)
+            if before is not None:
+                self._count("requests_retried", 1)
+                if not improves(outcome, before):
+                    return
         if call is not None and outcome in (Outcome.PROVEN, Outcome.UNPROVEN):
             if call.signature.chars <= MAX_SIGNATURE_CHARS:
                 version = judgement.version or call.version or listener.version or UNKNOWN_VERSION

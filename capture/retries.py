@@ -48,21 +48,18 @@ class _Failed:
 class Retries:
     """Tells retries from calls, for one worker."""
 
-    __slots__ = ("_failed", "_most")
+    __slots__ = ("_most", "failed")
 
     def __init__(self, most: int = MOST_REMEMBERED) -> None:
-        self._failed: dict[Hashable, _Failed] = {}
+        #: What is remembered; while it is empty, no success is a retry.
+        self.failed: dict[Hashable, _Failed] = {}
         self._most = most
-
-    def __len__(self) -> int:
-        """Kinds of failed attempts that are remembered."""
-        return len(self._failed)
 
     def known(self, exchange: Exchange, outcome: Outcome, flow: Flow | None, now: float) -> Outcome | None:
         """:meth:`before` of an exchange of EAS whose request was read; None for any other, and where no flow tells the
         client."""
         sent, route = exchange.wire_body or exchange.body, exchange.route
-        if flow is None or sent is None or (outcome is Outcome.PROVEN and not self._failed):
+        if flow is None or sent is None:
             return None
         if route is None or not isinstance(route.dialect, EasDialect):
             return None
@@ -74,7 +71,7 @@ class Retries:
         retry; None where it is a call of its own. ``key`` stands for client, place and bytes; ``began`` is how many
         exchanges had ended when it began, ``ended`` its own place among them."""
         failed = outcome is not Outcome.PROVEN
-        known = self._failed.pop(key, None)
+        known = self.failed.pop(key, None)
         if known is not None and now - known.at > WINDOW_SECONDS:
             known = None
         retry = known is not None and began >= known.ended and known.retries < (MOST_ATTEMPTS - 1) * known.calls
@@ -99,9 +96,9 @@ class Retries:
 
     def _remember(self, key: Hashable, failed: _Failed) -> None:
         """At the end of the order: it is the newest."""
-        self._failed[key] = failed
-        if len(self._failed) > self._most:
-            del self._failed[next(iter(self._failed))]
+        self.failed[key] = failed
+        if len(self.failed) > self._most:
+            del self.failed[next(iter(self.failed))]
 
 
 def improves(outcome: Outcome, before: Outcome) -> bool:

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from capture.config import ListenerConfig
 from capture.dialects.base import Ignored, Judgement, Opaque, Outcome, Response, Route, Unreadable
 from capture.dialects.eas_packed import OVER_THE_BOUND, codings, unpack
-from capture.schema.wire import FieldProbe, crowded
+from capture.schema.wire import UNCROWDED_BYTES, FieldProbe, crowded
 from capture.signature import Call
 from capture.wire.grpc import DecompressError
 
@@ -42,9 +42,13 @@ class EasDialect(ABC):
     #: Identity of the kind of service in wire signatures.
     family: str
     framing: Literal["grpc", "body"] = "body"
-    #: How messages of this kind begin, in one byte each: with the tag of a field that has a length. What else they may
-    #: begin with, and raw snappy does too, is left out.
+    #: How messages of this kind begin, in one byte each: what begins so is read as it is before anything is unpacked.
+    #: Raw snappy of a message may itself parse as the message, with its length as a field too many in front. Not where
+    #: that field has a length itself: then snappy's own length is some 26 bytes at most, and what follows it, a
+    #: literal's, is a greater one. So only tags of such fields are here.
     begins: bytes = b""
+    #: The shortest answer that says success, beside its status code.
+    success: bytes = b""
 
     def route(self, http_method: bytes, path: str, listener: ListenerConfig) -> Route | Ignored | None:
         match = _SERVICE.fullmatch(path)
@@ -60,18 +64,11 @@ class EasDialect(ABC):
     def read(self, route: Route, body: bytes) -> Call:
         """The call that this body means, as the processor gets it. Raises Unreadable."""
 
-    def plain(self, sent: bytes) -> bool:
-        """Whether these bytes are to be read as they are before anything is unpacked. Raw snappy of a message may
-        itself parse as the message, with its length as a field too many in front. Not where that field has a length
-        itself: then snappy's own length is some 26 bytes at most, and what follows it, a literal's, is a greater one.
-        """
-        return sent[:1] in self.begins and sent != b""
-
     def read_sent(self, route: Route, sent: bytes, max_bytes: int) -> tuple[Call, bytes]:
         """The call that a client's bytes mean, and the body as the processor gets it: ``sent`` itself, or what it
         unpacks to, at most ``max_bytes``. Raises Unreadable."""
         failed = None
-        if self.plain(sent):
+        if sent[:1] in self.begins and sent:
             try:
                 return self.read(route, sent), sent
             except Unreadable as error:
@@ -113,7 +110,7 @@ class EasDialect(ABC):
 
 def parsed(message: Any, body: bytes, what: str) -> Any:
     """``body`` as an instance of the class ``message``. Raises Unreadable."""
-    if crowded(body):
+    if len(body) > UNCROWDED_BYTES and crowded(body):
         raise Unreadable("too many fields")
     try:
         return message.FromString(body)

@@ -27,6 +27,7 @@ class EasEasyRec(EasFeatures):
     message = messages.EasyRecRequest
     what = "EAS EasyRec PBRequest"
     lists = ("context_features",)
+    success = b"\x30\x00"
 
     def response_probe(self, route: Route) -> FieldProbe | None:
         return FieldProbe(_STATUS_CODE, wire_type=VARINT, known=_FIELDS)

@@ -32,7 +32,8 @@ class EasPyTorch(EasDialect):
     def read(self, route: Route, body: bytes) -> Call:
         request = parsed(messages.TorchPredictRequest, body, _MESSAGE)
         tensors = [array_spec(f"[{place}]", array, _MESSAGE) for place, array in enumerate(request.inputs)]
-        tensors += sorted(array_spec(name, array, _MESSAGE) for name, array in request.map_inputs.items())
+        tensors += [array_spec(name, array, _MESSAGE) for name, array in request.map_inputs.items()]
+        tensors.sort(key=lambda tensor: tensor.name)
         if not tensors:
             raise Unreadable("no inputs")
         used = "+".join(field for field in ("inputs", "map_inputs") if getattr(request, field))

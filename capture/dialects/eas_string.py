@@ -38,9 +38,11 @@ class EasString(EasDialect):
     name = "eas-string"
     family = "eas-string"
 
-    def plain(self, sent: bytes) -> bool:
+    def read_sent(self, route: Route, sent: bytes, max_bytes: int) -> tuple[Call, bytes]:
         """Text is what it says: some of it would unpack as raw snappy, and hardly any packed body is text."""
-        return not sent.translate(None, _TEXT) and _utf8(sent)
+        if not sent.translate(None, _TEXT) and _utf8(sent):
+            return self.read(route, sent), sent
+        return super().read_sent(route, sent, max_bytes)
 
     def read(self, route: Route, body: bytes) -> Call:
         start = body[:1] if body[:1] not in _SPACE else body.lstrip(_SPACE)[:1]

@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from capture.dialects.eas import EasDialect
 from capture.dialects.table import BY_NAME, stored_route
 from capture.export.jsonl import LINE_VERSION, Line
 from capture.ingest.recorded import Recorded, Unread, grpc_message, grpc_target
@@ -84,6 +85,8 @@ def _own(place: str, raw: bytes, form: int) -> Recorded | Unread:
         headers=headers,
         body=sent,
         status=200 if proven else None,
+        # Of the answer only what became of it is told.
+        response=dialect.success if proven and isinstance(dialect, EasDialect) else b"",
         grpc_status=0 if proven and grpc else None,
         at=line.captured_at,
         dialect=dialect.name,

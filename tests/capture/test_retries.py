@@ -79,9 +79,9 @@ def test_it_is_bounded() -> None:
     line = Line(most=3)
     for key in "abcd":
         line.attempt(UNPROVEN, key)
-    assert len(line.retries) == 3
+    assert len(line.retries.failed) == 3
     assert [line.attempt(PROVEN, key) for key in "dcba"] == [UNPROVEN, UNPROVEN, UNPROVEN, None]
-    assert len(line.retries) == 0
+    assert len(line.retries.failed) == 0
 
 
 # --- in the pipeline ---

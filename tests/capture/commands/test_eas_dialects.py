@@ -85,6 +85,17 @@ def test_json_lines_of_each_kind_read_back(store: Path, tmp_path: Path, dialect:
     assert contents.all_remarks() == []
 
 
+def test_json_lines_of_each_kind_are_ingested_as_what_they_were(store: Path, tmp_path: Path) -> None:
+    for dialect in EAS:
+        export(store, "jsonl", dialect, tmp_path / f"{dialect}.jsonl")
+    done = capture("ingest", "--store", str(tmp_path / "t"), *(str(tmp_path / f"{dialect}.jsonl") for dialect in EAS))
+    assert done.returncode == 0, done.stderr
+    there = open_store(str(tmp_path / "t"))
+    found = {row.key.owner.model: (row.signature, row.proven, row.unproven) for row in there.signatures()}
+    there.close()
+    assert found == {name: (signature_of(name, body, name), 5, 0) for name, body in BODIES.items()}
+
+
 def test_text_is_told_by_its_manifest_or_by_option(store: Path, tmp_path: Path) -> None:
     described = export(store, "eas-txt", "eas-string", tmp_path / "f.txt")
     assert described["dialect"] == "eas-string"
