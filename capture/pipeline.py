@@ -295,7 +295,9 @@ class Pipeline:
         outcome, reason = judgement.outcome, judgement.reason
         call = exchange.call
         before = None
-        if call is not None and (outcome is not Outcome.PROVEN or self._retries.failed):
+        # All copies come from one client, the mirror, and whether the originals failed is not known.
+        told = call is not None and not listener.mirrored
+        if told and (outcome is not Outcome.PROVEN or self._retries.failed):
             before = self._retries.known(exchange, outcome, flow, self.monotonic)
             if before is not None:
                 self._count("requests_retried", 1)

@@ -36,6 +36,8 @@ _BY_SUFFIX: Final = {".har": "har", ".jsonl": "jsonl", ".ndjson": "jsonl", ".tfr
 WRITE_RECORDS: Final = 5000
 WRITE_BYTES: Final = 32 << 20
 PROGRESS_SECONDS: Final = 5.0
+#: As ``capture.refresh_after`` by default.
+REFRESH_SECONDS: Final = 86400.0
 #: What may become of a request, in the order of the summary.
 WORDS: Final = ("proven", "unproven", "refused", "ignored", "undecodable", "oversized", "unread")
 #: Name of what was ingested in the store, with the bytes from the start of a file and their SHA-256.
@@ -103,7 +105,7 @@ class _Job:
             held_out_requests=limits.held_out_requests,
             held_out_bytes=limits.held_out_bytes,
             held_out_seconds=limits.held_out_seconds,
-            refresh_after=0.0,
+            refresh_after=REFRESH_SECONDS,
         )
         admission.load(store.signatures(), store.held_out_index())
         now = time.time()

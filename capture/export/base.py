@@ -16,13 +16,15 @@ class ExportError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A stored request that could stand for a record. ``hits`` counts its wire signature over all versions."""
+    """A stored request that could stand for a record. ``hits`` counts its wire signature over all versions, ``proven``
+    those of them that succeeded."""
 
     key: RecordKey
     signature: WireSignature
     hits: int
     outcome: str
     shapes: str
+    proven: int = 0
 
 
 @dataclass(slots=True)
@@ -39,6 +41,8 @@ class Record:
     executor_key: ExecutorKey | None = None
     covers: list[str] = field(default_factory=list)
     candidates: list[Candidate] = field(default_factory=list)
+    #: Of ``hits``, those that succeeded.
+    proven: int = 0
 
     def replaced(self, other: Candidate) -> Record:
         """The same record with another of its candidates as the request."""
@@ -53,6 +57,7 @@ class Record:
             self.executor_key,
             covers,
             self.candidates,
+            self.proven,
         )
 
     def left_out(self, reason: str) -> list[LeftOut]:

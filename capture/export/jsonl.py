@@ -34,6 +34,8 @@ class Line(msgspec.Struct, kw_only=True, omit_defaults=True):
     shapes: str = ""
     outcome: str = ""
     hits: int = 0
+    #: Of them, those that succeeded.
+    proven: int = 0
     captured_at: float = 0.0
     path: str = ""
     headers: dict[str, str] = {}
@@ -86,6 +88,7 @@ def _line(record: Record, sample: Sample) -> Line:
         shapes=sample.shapes,
         outcome=record.outcome,
         hits=record.hits,
+        proven=record.proven,
         captured_at=sample.captured_at,
         path=sample.path,
         headers=sample.headers,

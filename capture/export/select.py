@@ -44,7 +44,8 @@ def select(
         if why := refuses(group[0].signature):
             left_out.append(LeftOut(group[0].key, group[0].signature, hits, why))
             continue
-        choices = sorted(_Choice(row, hits, version) for row in group if row.sample_at is not None)
+        proven = sum(row.proven for row in group)
+        choices = sorted(_Choice(row, hits, proven, version) for row in group if row.sample_at is not None)
         usable = [choice for choice in choices if choice.proven or unproven]
         if not usable:
             reason = "never seen to succeed (unproven)" if choices else "no request of it is stored"
@@ -72,9 +73,10 @@ def select(
 class _Choice:
     """A stored request with what makes it better than others: the smallest comes first."""
 
-    def __init__(self, row: StoredSignature, hits: int, version: str | None) -> None:
+    def __init__(self, row: StoredSignature, hits: int, calls_proven: int, version: str | None) -> None:
         self.row = row
         self.hits = hits
+        self.calls_proven = calls_proven
         self.proven = row.sample_outcome == "proven"
         # Proven, of the version to warm, of the most used signature, newest; then one order for equals.
         self.order = (
@@ -93,11 +95,14 @@ class _Choice:
 def _record(choices: list[_Choice], key: ExecutorKey | str) -> Record:
     """The record that all these requests could be."""
     candidates = [
-        Candidate(one.row.key, one.row.signature, one.hits, one.row.sample_outcome, one.row.sample_shapes)
+        Candidate(
+            one.row.key, one.row.signature, one.hits, one.row.sample_outcome, one.row.sample_shapes, one.calls_proven
+        )
         for one in sorted(choices)
     ]
     hits = sum({one.key.digest: one.hits for one in candidates}.values())
+    proven = sum({one.key.digest: one.proven for one in candidates}.values())
     best = candidates[0]
     executor = None if isinstance(key, str) else key
-    record = Record(best.key, best.signature, hits, best.outcome, best.shapes, executor, [], candidates)
+    record = Record(best.key, best.signature, hits, best.outcome, best.shapes, executor, [], candidates, proven)
     return record.replaced(best)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import binascii
 import json
+import re
 from base64 import b64decode
 from collections.abc import Iterator
 from typing import Any, Final
@@ -83,7 +84,9 @@ def _entry(place: str, data: Any) -> Recorded | Unread:
         url = urlsplit(request.url)
         body = _body(request.post_data, request.body_size, headers)
         content = _content(response.content)
-    except (binascii.Error, ValueError) as error:
+    except UnicodeEncodeError:
+        return Unread(place, "its text is no Unicode")
+    except ValueError as error:
         return Unread(place, str(error))
     answered = _headers(response.headers)
     grpc_status = answered.get("grpc-status", "")
@@ -94,7 +97,7 @@ def _entry(place: str, data: Any) -> Recorded | Unread:
         headers=headers,
         body=body,
         status=response.status if response.status > 0 else None,
-        grpc_status=int(grpc_status) if grpc_status.isascii() and grpc_status.isdigit() else None,
+        grpc_status=int(grpc_status) if re.fullmatch("[0-9]{1,2}", grpc_status) else None,
         response=content,
         at=seconds(entry.started_date_time) or 0.0,
     )
@@ -138,5 +141,8 @@ def _whole(body: bytes, size: int) -> bytes:
 def _content(content: _Content) -> bytes:
     """The response's body as far as it is told: dialects look into it for success and version."""
     if content.encoding == "base64":
-        return b64decode(content.text)
+        try:
+            return b64decode(content.text, validate=True)
+        except binascii.Error:
+            return b""
     return content.text.encode("utf-8", "surrogateescape")

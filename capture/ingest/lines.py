@@ -93,7 +93,9 @@ def _own(place: str, raw: bytes, form: int) -> Recorded | Unread:
         # A path that does not name the service was sent to a custom URL. Where it does, the same comes of it.
         service="" if grpc or not line.family.startswith("eas") else line.model,
         version="" if line.version == UNKNOWN_VERSION else line.version,
-        calls=max(1, line.hits),
+        # An older warmtap wrote how many calls, and not how many of them succeeded: the one that is here did.
+        calls=max(1, line.proven) if proven else max(1, line.hits),
+        failed=max(0, line.hits - max(1, line.proven)) if proven else 0,
     )
 
 

@@ -7,7 +7,7 @@ dialects, signatures, outcomes, admission and limits are those of traffic.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from msgspec import structs
@@ -32,7 +32,7 @@ class Recorded:
     ``status`` is the HTTP status of the response, None where none was recorded; ``grpc_status`` None where that was not
     told. ``response`` is the response's body, as far as it was recorded. ``at`` is seconds since the epoch, 0: not
     told. ``dialect``, ``service`` and ``version`` are as in a listener's settings; empty: what the command says.
-    ``calls`` that it stands for."""
+    ``calls`` that it stands for, and ``failed`` more of the same that were not seen to succeed."""
 
     place: str
     method: str = "POST"
@@ -47,6 +47,7 @@ class Recorded:
     service: str = ""
     version: str = ""
     calls: int = 1
+    failed: int = 0
 
 
 class Unread(NamedTuple):
@@ -94,6 +95,12 @@ class Recorder:
 
     def add(self, record: Recorded) -> Added:
         """Count it, and keep of it what admission wants."""
+        added = self._add(record)
+        if record.failed:
+            self._add(replace(record, status=None, grpc_status=None, response=b"", calls=record.failed))
+        return added
+
+    def _add(self, record: Recorded) -> Added:
         self._number += 1
         listener = self._listener_of(record)
         tracker = ExchangeTracker(
@@ -110,7 +117,7 @@ class Recorder:
         tracker.close()
         (exchange,) = tracker.finished
         exchange.calls = record.calls
-        self._pipeline.now = min(record.at or self._now, self._now)
+        self._pipeline.now = min(max(0.0, record.at) or self._now, self._now)
         self._pipeline.take_exchange(exchange, listener)
         return _added(exchange)
 
@@ -140,9 +147,10 @@ def _events(record: Recorded) -> list[ev.Event]:
         (name.encode("latin-1", "replace"), value.encode("latin-1", "replace"))
         for name, value in record.headers.items()
     )
+    method, target = record.method.encode("latin-1", "replace"), record.target.encode("utf-8", "replace")
     grpc = record.headers.get("content-type", "").startswith("application/grpc")
     events: list[ev.Event] = [
-        ev.RequestHead(1, record.method.encode("latin-1", "replace"), record.target.encode(), b"", headers),
+        ev.RequestHead(1, method, target, b"", headers),
         ev.RequestData(1, record.body),
         ev.RequestEnd(1),
     ]

@@ -332,3 +332,41 @@ def test_sighup_gives_a_sink_its_new_bounds(tmp_path: Path) -> None:
         first.request("POST", "/", b"3")
         assert first.getresponse().status == 200
         first.close()
+
+
+def test_answers_wait_for_no_worker(tmp_path: Path) -> None:
+    with Sidecar("--sink", "127.0.0.1:0", cwd=tmp_path) as sidecar:
+        (sink,) = sidecar.ready()
+        sidecar.wait_for("msg=reading")
+        worker = sidecar.pid("worker")
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            assert [post(sink, calls.eas()) for _ in range(50)] == [200] * 50
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        counters = sidecar.counters()
+        until(
+            lambda: sum(counters.snapshot()[name] for name in ("requests_observed", "requests_shed")) == 50, "all read"
+        )
+
+
+def test_a_successor_takes_the_mirror_over(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    settings = {
+        "listeners": [{"listen": "127.0.0.1:0", "mode": "sink"}],
+        "capture": {"store": str(tmp_path / "warmtap.sqlite")},
+        "admin": {"listen": ""},
+        "takeover_socket": str(tmp_path / "takeover.sock"),
+    }
+    path.write_text(json.dumps(settings))
+    with Sidecar("--config", str(path), cwd=tmp_path) as first:
+        (sink,) = first.ready()
+        assert post(sink, calls.eas()) == 200
+        with Sidecar("--config", str(path), "--take-over", cwd=tmp_path) as second:
+            assert second.ready() == [sink]
+            second.wait_for('msg="taken over"')
+            assert first.process.wait(PATIENCE) == 0
+            assert post(sink, calls.eas()) == 200
+    with stored(tmp_path) as store:
+        (row,) = store.signatures()
+        assert (row.proven, row.unproven) == (0, 2)

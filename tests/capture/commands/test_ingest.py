@@ -57,7 +57,7 @@ def test_what_export_writes_is_read_back_whole(tmp_path: Path, place: Path) -> N
     a, b = signature(["a"]), signature(["b"])
     eas = signature(["e"], family="eas", model="rank")
     batch = Batch("run1", counters={"requests_observed": 12})
-    add(batch, a, version="3", proven=5)
+    add(batch, a, version="3", proven=5, unproven=2)
     add(batch, b, version="3", proven=3)
     add(batch, eas, version="unknown", proven=4)
     source = tmp_path / "source.sqlite"
@@ -80,7 +80,7 @@ def test_what_export_writes_is_read_back_whole(tmp_path: Path, place: Path) -> N
         assert sample is not None
         assert sample.body == body_of(row.signature)
         assert sample.captured_at == expected[key].sample_at
-    assert store.counters()["requests_observed"] == 12
+    assert store.counters()["requests_observed"] == 14
     store.close()
 
 
