@@ -19,6 +19,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import msgspec
+
 from capture.export.manifest import losses
 from capture.export.tfrecord import WARMUP_PATH
 from capture.savedmodel import read_saved_model
@@ -200,8 +202,17 @@ def _production(version_dir: Path, store: Path) -> dict[str, int]:
     eas_plan = traffic(EAS_CALLS, 2, every_output_by_name=False)
     with tf_host(version_dir) as grpc_server, eas_host(version_dir) as eas_server:
         upstreams = (grpc_server.grpc, eas_server.eas)
-        pairs = [word for one in upstreams for word in ("--listen", "127.0.0.1:0", "--upstream", one)]
-        with Sidecar("proxy", *pairs, "--store", str(store), cwd=store.parent, module="capture") as sidecar:
+        settings = store.with_name("sidecar.yaml")
+        settings.write_bytes(
+            msgspec.yaml.encode(
+                {
+                    "listeners": [{"listen": "127.0.0.1:0", "upstream": one} for one in upstreams],
+                    # Every request is counted here, however slow the machine is.
+                    "capture": {"store": str(store), "shed_lag": 0},
+                }
+            )
+        )
+        with Sidecar("proxy", "--config", str(settings), cwd=store.parent, module="capture") as sidecar:
             grpc_address, eas_address = (f"127.0.0.1:{port}" for port in sidecar.ready())
             clients = {
                 "tfserving": _client(commands.tfserving_client(grpc_address, MODEL)),

@@ -99,23 +99,23 @@ def test_model_servers_that_refuse_reset_hang_and_half_close(start: Start) -> No
     ):
         refused = f"127.0.0.1:{off.getsockname()[1]}"
         off.close()
-        front = start(
-            upstreams=(refused, str(one), str(two), str(three)),
-            relay={"drain_delay": 0, "shutdown_timeout": 2, "first_byte_timeout": 0.5},
-        )
+        relay = {"drain_delay": 0, "shutdown_timeout": 2}
+        front = start(upstreams=(refused, str(one), str(three)), relay=relay)
         with front.unharmed():
             for _ in range(10):
                 assert refused_by(front.ports[1])
                 with send(front.ports[2], REQUEST) as sock:
                     said, clean = receive_until_end(sock)
                     assert (said.endswith(b"part"), clean) == (True, False)
-                with send(front.ports[4], REQUEST) as sock:
+                with send(front.ports[3], REQUEST) as sock:
                     assert receive_until_end(sock) == (b"HTTP/1.0 200 OK\r\n\r\nwhole", True)
-            with send(front.ports[3], REQUEST) as sock:
-                assert receive_until_end(sock) == (b"", False)
-            done.set()
+        # In front of that one alone: on a busy machine any server may take half a second.
+        patient = start(upstreams=(str(two),), relay=relay | {"first_byte_timeout": 0.5})
+        with send(patient.ports[1], REQUEST) as sock:
+            assert receive_until_end(sock) == (b"", False)
+        done.set()
         assert front.count("flows_closed_connect_failed") == 10
-        assert front.count("flows_closed_first_byte_timeout") == 1
+        assert patient.count("flows_closed_first_byte_timeout") == 1
         assert front.count("flows_closed_server_reset") >= 10
 
 
