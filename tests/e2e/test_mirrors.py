@@ -36,7 +36,13 @@ PLAN: list[dict[str, Any]] = [
 
 @pytest.fixture
 def sink(tmp_path: Path) -> Iterator[Sidecar]:
-    with Sidecar("--sink", "127.0.0.1:0", "--store", str(tmp_path / "warmtap.sqlite"), cwd=tmp_path) as sidecar:
+    # Every request counts, and on a busy machine a worker that starts is behind.
+    settings = {
+        "listeners": [{"listen": "127.0.0.1:0", "mode": "sink"}],
+        "capture": {"store": str(tmp_path / "warmtap.sqlite"), "shed_lag": 0},
+    }
+    (tmp_path / "settings.yaml").write_text(json.dumps(settings))
+    with Sidecar("--config", str(tmp_path / "settings.yaml"), cwd=tmp_path) as sidecar:
         yield sidecar
 
 

@@ -21,8 +21,10 @@ from h2.settings import SettingCodes
 from capture.store.base import Store, open_store
 from proxy.sink import Sink, SinkConfig
 from tests.support import calls
+from tests.support.certificates import Authority
 from tests.support.net_http import echo_server, http_socket
 from tests.support.net_sidecar import Sidecar, wait_gone
+from tests.support.net_tls import client_context
 from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.server
@@ -221,7 +223,8 @@ def config(tmp_path: Path, upstream: str, **more: object) -> str:
             {"listen": "127.0.0.1:0", "upstream": upstream},
             {"listen": "127.0.0.1:0", "mode": "sink", "version": "7"},
         ],
-        "capture": {"store": str(tmp_path / "warmtap.sqlite")},
+        # Every request counts, and on a busy machine a worker that starts is behind.
+        "capture": {"store": str(tmp_path / "warmtap.sqlite"), "shed_lag": 0},
         "admin": {"listen": ""},
         **more,
     }
@@ -354,7 +357,7 @@ def test_a_successor_takes_the_mirror_over(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     settings = {
         "listeners": [{"listen": "127.0.0.1:0", "mode": "sink"}],
-        "capture": {"store": str(tmp_path / "warmtap.sqlite")},
+        "capture": {"store": str(tmp_path / "warmtap.sqlite"), "shed_lag": 0},
         "admin": {"listen": ""},
         "takeover_socket": str(tmp_path / "takeover.sock"),
     }
@@ -370,3 +373,24 @@ def test_a_successor_takes_the_mirror_over(tmp_path: Path) -> None:
     with stored(tmp_path) as store:
         (row,) = store.signatures()
         assert (row.proven, row.unproven) == (0, 2)
+
+
+def test_a_mirror_that_speaks_tls(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    own = authority.issue("sink")
+    path = tmp_path / "config.json"
+    listener = {"listen": "127.0.0.1:0", "mode": "sink", "tls": own._asdict()}
+    settings = {"store": str(tmp_path / "warmtap.sqlite"), "shed_lag": 0}
+    path.write_text(json.dumps({"listeners": [listener], "capture": settings, "admin": {"listen": ""}}))
+    with Sidecar("--config", str(path), cwd=tmp_path) as sidecar:
+        (port,) = sidecar.ready()
+        context = client_context(authority.ca)
+        with contextlib.closing(
+            http.client.HTTPSConnection("127.0.0.1", port, timeout=PATIENCE, context=context)
+        ) as connection:
+            connection.request("POST", "/api/predict/s", calls.eas())
+            assert connection.getresponse().status == 200
+        counters = sidecar.counters()
+        until(lambda: counters.snapshot()["requests_observed"] == 1, "read")
+    with stored(tmp_path) as store:
+        assert [(row.proven, row.unproven) for row in store.signatures()] == [(0, 1)]
