@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import subprocess
+import sys
 import zlib
 
 import cramjam
@@ -18,6 +20,7 @@ from capture.dialects.table import EAS
 from capture.wire.grpc import DecompressError
 from tests.support.calls import eas
 from tests.support.eas_bodies import BODIES, PACK
+from tests.support.processes import ROOT
 
 LIMIT = 1 << 20
 LARGE = bytes(range(256)) * 2000
@@ -129,3 +132,8 @@ def test_any_bytes(data: bytes) -> None:
         for coding in codings(magic + data):
             with contextlib.suppress(DecompressError):
                 assert len(unpack(coding, magic + data, 4096)) <= 4096
+
+
+def test_the_library_is_loaded_only_when_it_is_needed() -> None:
+    program = "import sys, capture.worker; assert 'cramjam' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
