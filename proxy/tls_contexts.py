@@ -78,7 +78,12 @@ class UpstreamContexts:
         if tls.verify and self._server_name is None:
             raise TlsError("server_name is missing: a Unix socket has no host name to look for in the certificate")
         self._made: dict[tuple[str, ...], ssl.SSLContext] = {}
-        self._context(tls.alpn)
+        try:
+            self._context(tls.alpn).wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=self._server_name)
+        except (ValueError, ssl.SSLError) as error:
+            if isinstance(error, TlsError):
+                raise
+            raise TlsError(f"server_name {self._server_name!r} is no name that a certificate could have") from None
 
     def end(self, side: ServerSide, alpn: str, ready: asyncio.Future[None]) -> TlsEnd:
         """The protocol of a connection on which exactly ``alpn`` is offered, if it is not empty."""

@@ -35,6 +35,8 @@ def settings(**listener: Any) -> Settings:
         ({"tls": {"certificate": "a.crt", "key": "a.key", "alpn": ["x" * 256]}}, "tls: alpn "),
         ({"upstream_tls": {}}, ""),
         ({"upstream_tls": {"verify": False}}, ""),
+        ({"upstream_tls": {"server_name": ".model"}}, "upstream_tls: server_name '.model' is no name"),
+        ({"upstream": "[::1]:2", "upstream_tls": {}}, ""),
         ({"upstream_tls": {"ca": "junk"}}, "upstream_tls: junk: no certificates in PEM"),
         ({"upstream_tls": {"ca": "ca.pem", "certificate": "a.crt", "key": "b.key"}}, "upstream_tls: b.key: is not the"),
     ],

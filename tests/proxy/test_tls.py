@@ -573,10 +573,12 @@ def test_a_record_that_cannot_be_read_ends_both_sides(rig: Rig, sides: tuple[boo
             client.sendall(b"request")
             if isinstance(client, TlsSocket):
                 until(lambda: relay.count("client_bytes") == 7)
-                client.raw.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
+                # In one segment with one that can be read, which is relayed.
+                client.sendall(b"more", b"\x17\x03\x03\x00\x20" + bytes(32))
             with pytest.raises((ConnectionResetError, ssl.SSLError)):
                 receive_all(client)
         relay.ended("tls_failed")
+        assert relay.count("client_bytes") == (11 if sides[0] else 7)
     assert ends == [False]
 
 

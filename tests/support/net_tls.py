@@ -73,9 +73,10 @@ class TlsSocket:
                 self._flush()
                 return result
 
-    def sendall(self, data: bytes) -> None:
+    def sendall(self, data: bytes, behind: bytes = b"") -> None:
+        """``behind`` goes out as it is, in one send with the encrypted."""
         self.object.write(data)
-        self._flush()
+        self.raw.sendall(self._outgoing.read() + behind)
 
     def recv(self, size: int) -> bytes:
         try:
