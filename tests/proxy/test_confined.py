@@ -21,7 +21,7 @@ import pytest
 from tests.support.calls import eas
 from tests.support.net_http import Load, echo_server
 from tests.support.net_relay import receive_all
-from tests.support.net_sidecar import Sidecar
+from tests.support.net_sidecar import Sidecar, balanced
 from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.server
@@ -84,6 +84,9 @@ def test_it_serves_captures_and_exports_and_writes_nowhere_else(home: Path) -> N
                 sidecar.wait_for("msg=reading", 2)
                 clients.more(50)
             assert not clients.failures
+            # While much waits for the worker, new connections are not tapped.
+            counters = sidecar.counters()
+            until(lambda: balanced(counters.snapshot()), "the worker to read all that waits")
             with socket.socket(socket.AF_UNIX) as client:
                 client.settimeout(PATIENCE)
                 client.connect(f"{home}/in.sock")
@@ -92,7 +95,7 @@ def test_it_serves_captures_and_exports_and_writes_nowhere_else(home: Path) -> N
                 client.sendall(head % len(body) + body)
                 assert b" 200 " in receive_all(client)  # whole: an answer that is cut off proves nothing
             until(lambda: ask(admin, "/api/v1/status")["store"]["signatures"] == 1, "the signature in the store")
-            assert ask(admin, "/api/v1/status")["findings"][0]["severity"] == "ok"
+            until(lambda: ask(admin, "/api/v1/status")["findings"][0]["severity"] == "ok", "nothing wrong any more")
             assert raw(admin, "/api/v1/export?format=jsonl&model=rank")[0] == 200
 
             made = {path.name: path.stat() for path in home.iterdir() if path.name != "settings.yaml"}
