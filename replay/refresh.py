@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,7 @@ from capture.export.table import FORMATS
 from capture.export.tfrecord import MAX_RECORDS, WARMUP_PATH
 from capture.savedmodel import SavedModelError, read_saved_model
 from capture.store.base import Sample, Store, StoredSignature
+from replay.expansion import expand, within
 from replay.services import refuse_other_services
 from replay.tf_protos import TensorFlowMissing
 from replay.trial import Request, Trial, run_trial
@@ -91,17 +92,24 @@ def _failed(directory: Path, error: UserError | SavedModelError | OSError) -> Re
 
 
 def refresh_version(
-    source: Store, model: str, directory: Path, *, trial: Callable[[Path, str, list[Request]], Trial] = run_trial
+    source: Store,
+    model: str,
+    directory: Path,
+    *,
+    sizes: Sequence[int] = (),
+    trial: Callable[[Path, str, list[Request]], Trial] = run_trial,
 ) -> Refreshed:
-    """Write ``directory``'s warm-up file. Raises UserError where the model itself is at fault, OSError."""
+    """Write ``directory``'s warm-up file, each record with these batch sizes where any are given. Raises UserError
+    where the model itself is at fault, OSError."""
     version = directory.name
     _remove_stale(directory / WARMUP_PATH)
     rows = source.signatures(model)
+    defs = read_saved_model(directory).signatures
     selection = select(
         rows,
         families=(_FAMILY,),
         version=version,
-        defs=read_saved_model(directory).signatures,
+        defs=defs,
         # All of them are run below: what failed in production may have failed because it was cold.
         unproven=True,
         refuses=_FORM.refuses,
@@ -110,9 +118,12 @@ def refresh_version(
     tried.run(selection.records)
     kept = [tried.kept[place] for place in sorted(tried.kept)]
     selection.left_out += tried.left_out()
-    for record, _, _ in kept[MAX_RECORDS:]:
-        selection.left_out += record.left_out(f"a warm-up file holds at most {MAX_RECORDS} records")
-    kept = kept[:MAX_RECORDS]
+    pairs = [(record, sample) for record, sample, _ in kept]
+    done = within(expand(pairs, defs, sizes, directory, trial=trial), MAX_RECORDS)
+    selection.left_out += done.left_out
+    kept = [
+        (one.record, one.sample, kept[one.place][2] if one.seconds is None else one.seconds) for one in done.variants
+    ]
     selection.left_out.sort(key=lambda one: (-one.hits, one.key))
     left_out = tuple(selection.left_out)
     if not kept:
@@ -232,7 +243,12 @@ def _write(
 
 
 def refresh(
-    source: Store, base: Path, model: str, *, trial: Callable[[Path, str, list[Request]], Trial] = run_trial
+    source: Store,
+    base: Path,
+    model: str,
+    *,
+    sizes: Sequence[int] = (),
+    trial: Callable[[Path, str, list[Request]], Trial] = run_trial,
 ) -> tuple[list[Refreshed], list[str]]:
     """Every new version below ``base``; one that fails does not stop the others. Raises UserError where none can be
     done: no version, a model that the store does not know, no TensorFlow."""
@@ -245,7 +261,7 @@ def refresh(
     done = found.unreadable
     for directory in found.new:
         try:
-            done.append(refresh_version(source, model, directory, trial=trial))
+            done.append(refresh_version(source, model, directory, sizes=sizes, trial=trial))
         except TensorFlowMissing:
             raise
         except (UserError, SavedModelError, OSError) as error:

@@ -33,6 +33,7 @@ PURE = (
     "capture/schema/wire.py",
     "capture/schema/inflating.py",
     "capture/export/base.py",
+    "capture/export/batch.py",
     "capture/export/tfrecord.py",
     "capture/export/eas_bin.py",
     "capture/export/eas_txt.py",

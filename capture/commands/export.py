@@ -5,27 +5,41 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
-from capture.commands.options import DEFAULT_STORE, DialectOption, SavedModelOption, SharedOption, StoreOption
+from capture.commands.options import (
+    DEFAULT_STORE,
+    BatchSizesOption,
+    DialectOption,
+    SavedModelOption,
+    SharedOption,
+    StoreOption,
+)
 from capture.commands.tables import print_table, printable
 from capture.dialects.table import EAS
 from capture.errors import UserError
 from capture.export.base import ExportError, Format, OutFile, Record, Selection
+from capture.export.batch import batch_sizes
 from capture.export.eas_bin import EasBinFormat
 from capture.export.files import PRIVATE_MODE, write_atomically
 from capture.export.manifest import MANIFEST_NAME, MANIFEST_SUFFIX, covered_calls, manifest, own_files
 from capture.export.select import select
 from capture.export.table import FORMATS
-from capture.export.tfrecord import WARMUP_PATH
+from capture.export.tfrecord import WARMUP_PATH, TFRecordFormat
 from capture.savedmodel import read_saved_model
+from capture.signature import SignatureDef
 from capture.store.base import Sample, Store, StoredSignature, open_store
+
+#: What runs records on TensorFlow: loaded by its name, as commands are, and only where it is asked for.
+EXPANDER: Final = ("replay.expansion", "expand")
 
 
 def export(
@@ -43,6 +57,7 @@ def export(
         str | None, typer.Option("--model-version", help="Only what this version served; default: all versions.")
     ] = None,
     saved_model: SavedModelOption = None,
+    sizes: BatchSizesOption = "",
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Keep only the most used N; what is cut is in the manifest.")
     ] = None,
@@ -60,6 +75,13 @@ def export(
         raise UserError(f"--format {form}: no such format; one of: {', '.join(FORMATS)}")
     if wire and form != EasBinFormat.name:
         raise UserError(f"--wire: is for eas-bin; a {form} file holds requests as the server reads them")
+    wanted = batch_sizes(sizes) if sizes else ()
+    if wanted and form != TFRecordFormat.name:
+        raise UserError(f"--batch-sizes: is for tfrecord; what the batch of a {form} request is, nothing says")
+    if wanted and saved_model is None:
+        raise UserError(
+            "--batch-sizes: needs --saved-model DIR: the model says which inputs have a batch, and runs them"
+        )
     source = open_store(store, allow_shared=allow_shared_store)
     try:
         if out.resolve() == Path(store.removeprefix("sqlite:")).resolve():
@@ -72,6 +94,7 @@ def export(
             wire=wire,
             version=model_version,
             saved_model=saved_model,
+            sizes=wanted,
             limit=limit,
             out=out,
             force=force,
@@ -89,6 +112,7 @@ def run(
     saved_model: Path | None,
     limit: int | None,
     out: Path,
+    sizes: tuple[int, ...] = (),
     force: bool = False,
     dialect: str = "",
     wire: bool = False,
@@ -97,12 +121,13 @@ def run(
     rows = source.signatures(model)
     families = _families(rows, form, model, dialect)
     rows = [row for row in rows if families is None or row.key.owner.family in families]
+    defs = None if saved_model is None else read_saved_model(saved_model).signatures
     selection = select(
         rows,
         families=families,
         version=version,
         only_version=version is not None,
-        defs=None if saved_model is None else read_saved_model(saved_model).signatures,
+        defs=defs,
         limit=limit,
         refuses=form.refuses,
     )
@@ -115,6 +140,9 @@ def run(
             + ("" if saved_model else ", or --saved-model DIR to merge those that share an executor")
         )
     records = read_samples(source, selection)
+    expanded_on = ""
+    if sizes and defs is not None and saved_model is not None:
+        records, expanded_on = _expanded(records, selection, defs, sizes, saved_model, form)
     packed = sum(sample.wire_body is not None for _, sample in records)
     if wire:
         records = [(record, as_sent(sample)) for record, sample in records]
@@ -132,7 +160,7 @@ def run(
         calls=covered_calls(selection, rows, form),
         counters=source.counters(),
         proof={"level": "none"},
-        note=_packed_note(packed, len(records), wire) if form.name == EasBinFormat.name else "",
+        note=_packed_note(packed, len(records), wire) if form.name == EasBinFormat.name else expanded_on,
     )
     try:
         if form.directory:
@@ -194,6 +222,32 @@ def read_samples(source: Store, selection: Selection) -> list[tuple[Record, Samp
             raise ExportError(f"{record.key.digest}: its request was evicted just now; run the export again")
         found.append((record, sample))
     return found
+
+
+def _expanded(
+    records: list[tuple[Record, Sample]],
+    selection: Selection,
+    defs: Mapping[str, SignatureDef],
+    sizes: tuple[int, ...],
+    saved_model: Path,
+    form: Format,
+) -> tuple[list[tuple[Record, Sample]], str]:
+    """The records with these batch sizes, all that is new of them run on ``saved_model``, and a note for the manifest;
+    ``selection`` is brought in line. Raises ExportError where there are too many, UserError where they cannot be
+    run."""
+    module, function = EXPANDER
+    done = getattr(import_module(module), function)(records, defs, sizes, saved_model)
+    pairs = [(one.record, one.sample) for one in done.variants]
+    if form.max_records is not None and len(pairs) > form.max_records:
+        raise ExportError(
+            f"{len(records)} signatures make {len(pairs)} records with these batch sizes, and {form.name} holds at most"
+            f" {form.max_records}; say fewer sizes, or --limit to keep the most used signatures"
+        )
+    selection.records = [record for record, _ in pairs]
+    selection.left_out = sorted([*selection.left_out, *done.left_out], key=lambda one: (-one.hits, one.key.digest))
+    if not done.tensorflow:
+        return pairs, ""
+    return pairs, f"records whose batch was changed ran with TensorFlow {done.tensorflow} (level {done.level})"
 
 
 def _nothing(source: Store, form: Format, model: str, version: str | None, selection: Selection) -> str:
@@ -311,10 +365,14 @@ def _listed(path: Path, form: Format) -> dict[str, str]:
     return files
 
 
+def _line(record: Record) -> str:
+    return str(record.signature) + ("" if record.batch is None else f" batch {record.batch}")
+
+
 def _report(selection: Selection, out: Path, beside: Path) -> None:
     print_table(
         ("SIGNATURE", "HITS", "LINE"),
-        ((record.key.digest[:15], str(record.hits), printable(str(record.signature))) for record in selection.records),
+        ((record.key.digest[:15], str(record.hits), printable(_line(record))) for record in selection.records),
         right=frozenset({"HITS"}),
     )
     print(f"{len(selection.records)} records in {out}; manifest {beside}", file=sys.stderr)

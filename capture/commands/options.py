@@ -38,3 +38,11 @@ SavedModelOption = Annotated[
     Path | None,
     typer.Option("--saved-model", help="Version directory with saved_model.pb, to fit signatures to.", metavar="DIR"),
 ]
+BatchSizesOption = Annotated[
+    str,
+    typer.Option(
+        "--batch-sizes",
+        help="Write each record with these batch sizes, such as 1,8,32, by repeating its rows; each is run first.",
+        metavar="N,N",
+    ),
+]

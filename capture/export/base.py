@@ -31,7 +31,8 @@ class Candidate:
 class Record:
     """One sample that goes into a file. ``hits`` counts the calls that it stands for, over all versions: those of its
     wire signature and of the others in ``covers``, which share its executor key. ``candidates`` are the stored requests
-    that could stand here, the best first; the record is the first of them until another one takes its place."""
+    that could stand here, the best first; the record is the first of them until another one takes its place. ``batch``
+    is the number of rows that its request was brought to, None where it is as it was sent."""
 
     key: RecordKey
     signature: WireSignature
@@ -43,6 +44,7 @@ class Record:
     candidates: list[Candidate] = field(default_factory=list)
     #: Of ``hits``, those that succeeded.
     proven: int = 0
+    batch: int | None = None
 
     def replaced(self, other: Candidate) -> Record:
         """The same record with another of its candidates as the request."""

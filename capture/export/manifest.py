@@ -100,6 +100,7 @@ def manifest(
                 "hits": record.hits,
                 "outcome": record.outcome,
                 "shapes": record.shapes,
+                "batch": record.batch,
                 "executor_key": None
                 if record.executor_key is None
                 else {"feeds": list(record.executor_key.feeds), "fetches": list(record.executor_key.fetches)},

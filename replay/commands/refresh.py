@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from capture.commands.options import DEFAULT_STORE, SharedOption, StoreOption
+from capture.commands.options import DEFAULT_STORE, BatchSizesOption, SharedOption, StoreOption
 from capture.commands.tables import printable
+from capture.export.batch import batch_sizes
 from capture.store.base import open_store
 from replay.refresh import refresh as run_refresh
 
@@ -22,6 +23,7 @@ def refresh(
     model: Annotated[
         str | None, typer.Option("--model", help="The model's name in the traffic; default: DIR's name.")
     ] = None,
+    sizes: BatchSizesOption = "",
     allow_shared_store: SharedOption = False,
 ) -> None:
     """Write the warm-up file of each new model version, once.
@@ -30,9 +32,10 @@ def refresh(
     it fits; every record is run on that version first, and what fails is left out with its error. Exit code 1 if a
     version failed.
     """
+    wanted = batch_sizes(sizes) if sizes else ()
     source = open_store(store, allow_shared=allow_shared_store)
     try:
-        done, passed = run_refresh(source, saved_model_base, model or saved_model_base.resolve().name)
+        done, passed = run_refresh(source, saved_model_base, model or saved_model_base.resolve().name, sizes=wanted)
     finally:
         source.close()
     for line in passed:
