@@ -18,7 +18,7 @@ from capture.store_writer import StoreWriter
 from proxy.worker_keeper import WORKER_GRACE
 from tests.support.calls import eas, predict, predict_response
 from tests.support.tap_frames import Flow, GrpcFlow
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, until
 from tests.support.worker_process import Worker
 
 pytestmark = pytest.mark.server
@@ -84,6 +84,30 @@ def test_it_stores_while_it_runs_and_knows_it_all_after_a_restart(path: Path) ->
         assert row.hits == 4
         assert store.sample(row.key) == sample
         assert held < {one.id for _, one in store.held_out()}
+
+
+@pytest.mark.parametrize("interval", [0.01, 3600.0])
+def test_hits_of_a_known_signature_wait_for_the_flush_interval(path: Path, interval: float) -> None:
+    """A new request is written at once, what is only counted with the next write or at the end."""
+    worker = Worker(path, flush_interval=interval, limits=Limits(held_out_requests=0))
+    worker.greet()
+    flow = GrpcFlow()
+    flow.call(predict(), predict_response())
+    flow.call(predict(), predict_response())
+    worker.send(flow)
+    worker.wait_for("requests_proven", 2)
+    until(lambda: worker.counters.snapshot()["store_writes"] >= 1)
+    # The second was the further sample of its signature; from the third on there are hits alone.
+    until(lambda: hits(path).get("Predict m/serving_default (x) -> (*)") == 2)
+    for number in range(3, 6):
+        flow.call(predict(), predict_response())
+        worker.send(flow)
+        worker.wait_for("requests_proven", number)
+    if interval < 1:
+        until(lambda: list(hits(path).values()) == [5])
+    assert list(hits(path).values()) == ([5] if interval < 1 else [2])
+    assert worker.end()[0] == 0
+    assert list(hits(path).values()) == [5]
 
 
 @pytest.mark.parametrize("kind", ["directory", "absent", "foreign"])
