@@ -14,6 +14,7 @@ from urllib.parse import unquote_to_bytes
 from capture.config import ListenerConfig
 from capture.dialects.base import Ignored, Judgement, Opaque, Outcome, Response, Route, Unreadable
 from capture.dialects.eas import EasDialect
+from capture.dialects.tfserving_rest import TFServingRest
 from capture.heads import Heads
 from capture.open_exchange import FAIR_EXCHANGES, MAX_OPEN_EXCHANGES, BodyBudget, Exchange, OpenExchange, Parts
 from capture.schema.inflating import GzipProbe
@@ -200,7 +201,11 @@ class ExchangeTracker:
     def _decoded(self, exchange: Exchange, route: Route, sent: bytes) -> tuple[bytes, bytes | None]:
         """(body as the server reads it, bytes as sent where they differ). Raises Unreadable."""
         if route.dialect.framing == "body":
-            if exchange.headers.get("content-encoding", "identity") != "identity":
+            coding = exchange.headers.get("content-encoding", "identity")
+            if isinstance(route.dialect, TFServingRest):
+                body = route.dialect.unpacked(coding, sent, self._max_request)
+                return body, None if body is sent else sent
+            if coding != "identity":
                 raise Opaque("content-encoding")
             return sent, None
         # A unary call: exactly one length-prefixed message.

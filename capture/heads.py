@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from typing import Final, NamedTuple
-from urllib.parse import unquote_to_bytes
 
 from capture.config import ListenerConfig
 from capture.dialects.base import Ignored, Route
@@ -58,7 +57,8 @@ def _head_facts(head: RequestHead, listener: ListenerConfig) -> HeadFacts:
     target = head.target
     if absolute := _ABSOLUTE.match(target):
         target = target[absolute.end() :]
-    path = unquote_to_bytes(target.partition(b"?")[0]).decode("utf-8", "replace") or "/"
+    # As it was sent: what is percent-encoded in it, each server decodes in its own way.
+    path = target.partition(b"?")[0].decode("utf-8", "replace") or "/"
     grpc = False
     agent = ""
     kept = {}

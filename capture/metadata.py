@@ -13,7 +13,7 @@ import msgspec
 from capture.signature import DTYPES, SignatureDef, TensorInfo
 
 #: DataType by its name in JSON, ``DT_FLOAT``; of those not listed the number is not needed (0, DT_INVALID).
-_NUMBERS: Final = {f"DT_{name.upper()}": number for number, name in DTYPES.items()}
+_NUMBERS: Final = {f"DT_{name.upper()}": number for number, name in DTYPES.items() if number > 0}
 
 
 class MetadataError(ValueError):

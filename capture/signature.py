@@ -52,6 +52,20 @@ DTYPES: Final = {
     19: "half",
     22: "uint32",
     23: "uint64",
+    # What JSON shows of a tensor; the model knows its dtype.
+    -1: "number",
+    -2: "text",
+    -3: "truth",
+    -4: "json",
+}
+
+#: Methods of TF Serving's REST API as wire signatures name them -> the method whose request the server makes of it. Row
+#: and column are ``instances`` and ``inputs``.
+REST_METHODS: Final = {
+    "REST Predict row": "Predict",
+    "REST Predict column": "Predict",
+    "REST Classify": "Classify",
+    "REST Regress": "Regress",
 }
 
 
@@ -291,6 +305,24 @@ def _regression(found: SignatureDef) -> tuple[str, list[str]]:
     return found.inputs["inputs"].name, [found.outputs["outputs"].name]
 
 
+def _rest_predict_key(signature: WireSignature, defs: Mapping[str, SignatureDef]) -> ExecutorKey:
+    """By json_tensor.cc: a plain value is the only input's, the objects of ``instances`` name exactly the inputs, that
+    of ``inputs`` all of them and whatever else. Defaults do not help. All outputs are fetched."""
+    found = _found(signature.signature_name, defs)
+    row = signature.method == "REST Predict row"
+    if not found.inputs:
+        raise Misfit("Failed to get input map for signature: it has no inputs")
+    if not signature.inputs and len(found.inputs) > 1:
+        raise Misfit(f"{'instances' if row else 'inputs'} names none of its {len(found.inputs)} inputs")
+    if signature.inputs:
+        sent = set(signature.inputs)
+        if missing := sorted(found.inputs.keys() - sent):
+            raise Misfit(f"input {', '.join(missing)} is missing")
+        if row and (unknown := sorted(sent - found.inputs.keys())):
+            raise Misfit(f"no input {', '.join(unknown)}")
+    return ExecutorKey(tuple(sorted(_names(found.inputs))), tuple(sorted(_names(found.outputs))))
+
+
 _TASKS: Final = {"classify": _classification, "regress": _regression}
 
 
@@ -336,4 +368,8 @@ _KEYS: Final[dict[str, Callable[[WireSignature, Mapping[str, SignatureDef]], Exe
     "Regress": _regress_key,
     "MultiInference": _multi_inference_key,
     "SessionRun": _session_run_key,
+    "REST Predict row": _rest_predict_key,
+    "REST Predict column": _rest_predict_key,
+    "REST Classify": _classify_key,
+    "REST Regress": _regress_key,
 }

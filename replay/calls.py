@@ -11,7 +11,9 @@ from typing import Protocol
 
 from google.protobuf.message import DecodeError
 
-from capture.signature import SignatureDef
+from capture.convert.rest import grpc_request
+from capture.convert.values import ConversionError
+from capture.signature import REST_METHODS, SignatureDef
 from replay import eas_service, host_warmup, inference
 from replay.executor.api import CODE_NAMES, Executor
 from replay.predict import RequestError
@@ -40,18 +42,23 @@ class Caller(Protocol):
 
 
 class TFServingCaller:
-    """Requests of every method that reaches Session::Run."""
+    """Requests of every method that reaches Session::Run, over gRPC and over REST."""
 
     def __init__(self, executor: Executor) -> None:
         self._servable = Servable("", 0, executor)
+        self._defs = signature_defs(executor)
 
     def call(self, body: bytes, method: str) -> str:
         try:
+            if method in REST_METHODS:
+                body, method = grpc_request(method, body, "", self._defs), REST_METHODS[method]
             request = inference.request_class(method).FromString(body)
             if method == "SessionRun":
                 inference.session_run(self._servable, request)
             else:
                 inference.METHODS[method][2](self._servable, request, live=False)
+        except ConversionError as error:
+            return error.status()
         except DecodeError:
             return f"INVALID_ARGUMENT: not a request of {method}"
         except RequestError as error:

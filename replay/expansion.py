@@ -9,7 +9,7 @@ from pathlib import Path
 from capture.dialects.tfserving_calls import READERS
 from capture.export.base import LeftOut, Record
 from capture.export.batch import Unexpandable, batch_of, expanded
-from capture.signature import SignatureDef
+from capture.signature import REST_METHODS, SignatureDef, WireSignature
 from capture.store.base import Sample
 from replay.trial import Request, Trial, run_trial
 
@@ -53,27 +53,30 @@ def expand(
     made: list[Variant] = []
     refused: list[tuple[int, str]] = []
     for place, (record, sample) in enumerate(records if sizes else ()):
+        signature = _as_held(record, sample)
         try:
-            batch = batch_of(sample.body, record.signature, defs)
+            batch = batch_of(sample.body, signature, defs)
         except Unexpandable as why:
             refused.append((place, f"not expanded to batch sizes: {why}"))
             continue
         for size in sizes:
             try:
-                body = expanded(sample.body, record.signature, defs, size)
+                body = expanded(sample.body, signature, defs, size)
             except Unexpandable as why:
                 refused.append((place, f"batch {size}: {why}"))
                 continue
             if size == batch:
                 made.append(Variant(place, 0, replace(record, batch=size), sample))
                 continue
-            shapes = READERS[record.signature.method](body).shapes
+            shapes = READERS[signature.method](body).shapes
             changed = replace(sample, body=body, wire_body=None, shapes=shapes)
             made.append(Variant(place, 0, replace(record, batch=size, shapes=shapes), changed))
     new = [one for one in made if one.sample is not records[one.place][1]]
     ran: dict[int, float] = {}
     if new:
-        done = trial(saved_model, _FAMILY, [Request(one.record.signature.method, one.sample.body) for one in new])
+        done = trial(
+            saved_model, _FAMILY, [Request(_as_held(one.record, one.sample).method, one.sample.body) for one in new]
+        )
         found.level, found.tensorflow = done.level, done.tensorflow
         for one, result in zip(new, done.results, strict=True):
             if result.error:
@@ -89,6 +92,12 @@ def expand(
         found.variants += kept.get(place, [Variant(place, 0, record, sample)])
     found.left_out = [_left_out(records[place][0], reason, kept.get(place)) for place, reason in refused]
     return found
+
+
+def _as_held(record: Record, sample: Sample) -> WireSignature:
+    """The signature of the request as a file holds it: of a REST call, that of the request made of it."""
+    method = record.signature.method
+    return READERS[REST_METHODS[method]](sample.body).signature if method in REST_METHODS else record.signature
 
 
 def _left_out(record: Record, reason: str, kept: list[Variant] | None) -> LeftOut:

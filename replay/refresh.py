@@ -118,7 +118,8 @@ def refresh_version(
     tried.run(selection.records)
     kept = [tried.kept[place] for place in sorted(tried.kept)]
     selection.left_out += tried.left_out()
-    pairs = [(record, sample) for record, sample, _ in kept]
+    # All of them ran, so all of them fit.
+    pairs = [(record, _FORM.fitted(record.signature, sample, defs)) for record, sample, _ in kept]
     done = within(expand(pairs, defs, sizes, directory, trial=trial), MAX_RECORDS)
     selection.left_out += done.left_out
     kept = [

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from capture.convert.rest import grpc_request
+from capture.convert.values import ConversionError
 from capture.dialects.base import Unreadable
 from capture.dialects.table import stored_route
 from capture.export.tfrecord import strip_version
 from capture.schema.wire import WireError
-from capture.signature import Misfit, SignatureDef, WireSignature, executor_key
+from capture.signature import REST_METHODS, Misfit, SignatureDef, WireSignature, executor_key
 from capture.store.base import HeldOut, RecordKey, Sample, StoredSignature
 
 
@@ -96,7 +98,12 @@ def gather(
         except Misfit as misfit:
             found.refused[signature] = (str(misfit), found.refused.get(signature, ("", 0))[1] + 1)
             continue
-        identical = comparable(family, held.sample.body, signature.method) in same
+        try:
+            method, request = _as_recorded(signature, held.sample.body, defs)
+        except ConversionError as error:
+            found.refused[signature] = (str(error), found.refused.get(signature, ("", 0))[1] + 1)
+            continue
+        identical = comparable(family, request, method) in same
         found.judged.append(Judged(signature, group, held.sample.body, identical))
     covered = _groups(recorded, defs)
     judged = {one.group for one in found.judged}
@@ -117,6 +124,15 @@ def gather(
             proven = best.sample_outcome == "proven"
             found.judged.append(Judged(signature, group, stored.body, held_out=False, proven=proven))
     return found
+
+
+def _as_recorded(signature: WireSignature, body: bytes, defs: Mapping[str, SignatureDef]) -> tuple[str, bytes]:
+    """(method, request) as a record of a warm-up file has them. Raises ConversionError for a REST body that this model
+    would refuse."""
+    if signature.method not in REST_METHODS:
+        return signature.method, body
+    # The records of a file are compared as they are exported: under the model's name.
+    return REST_METHODS[signature.method], grpc_request(signature.method, body, signature.model, defs)
 
 
 def _groups(signatures: Iterable[WireSignature], defs: Mapping[str, SignatureDef]) -> set[str]:

@@ -22,6 +22,7 @@ PURE = (
     "capture/peers.py",
     "capture/retries.py",
     "capture/shedding.py",
+    "capture/convert/*.py",
     "capture/dialects/*.py",
     "capture/ingest/*.py",
     "capture/signature.py",

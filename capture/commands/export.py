@@ -31,6 +31,7 @@ from capture.export.batch import batch_sizes
 from capture.export.eas_bin import EasBinFormat
 from capture.export.files import PRIVATE_MODE, write_atomically
 from capture.export.manifest import MANIFEST_NAME, MANIFEST_SUFFIX, covered_calls, manifest, own_files
+from capture.export.samples import read_samples
 from capture.export.select import select
 from capture.export.table import FORMATS
 from capture.export.tfrecord import WARMUP_PATH, TFRecordFormat
@@ -139,7 +140,9 @@ def run(
             f" load of the model; say --limit {form.max_records} to keep the most used"
             + ("" if saved_model else ", or --saved-model DIR to merge those that share an executor")
         )
-    records = read_samples(source, selection)
+    records = read_samples(source, form, selection, defs)
+    if not records:
+        raise ExportError(_nothing(source, form, model, version, selection))
     expanded_on = ""
     if sizes and defs is not None and saved_model is not None:
         records, expanded_on = _expanded(records, selection, defs, sizes, saved_model, form)
@@ -211,17 +214,6 @@ def _packed_note(packed: int, count: int, wire: bool) -> str:
         f"clients sent {packed} of these {count} requests compressed, the files hold them {kept}; EAS does not document"
         " whether warm-up data passes the service's decompressor (metadata.rpc.decompressor)"
     )
-
-
-def read_samples(source: Store, selection: Selection) -> list[tuple[Record, Sample]]:
-    """The chosen records with their requests. Raises ExportError where one went since the listing."""
-    found = []
-    for record in selection.records:
-        sample = source.sample(record.key)
-        if sample is None:
-            raise ExportError(f"{record.key.digest}: its request was evicted just now; run the export again")
-        found.append((record, sample))
-    return found
 
 
 def _expanded(

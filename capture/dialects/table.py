@@ -15,9 +15,11 @@ from capture.dialects.eas_string import EasString
 from capture.dialects.eas_tensorflow import EasTensorFlow
 from capture.dialects.eas_torchrec import EasTorchRec
 from capture.dialects.tfserving_grpc import TFServingGrpc
+from capture.dialects.tfserving_rest import TFServingRest
+from capture.signature import REST_METHODS
 
 #: In the order in which they are asked under ``dialect: auto``.
-_AUTO: Final[tuple[Dialect, ...]] = (TFServingGrpc(), EasTensorFlow())
+_AUTO: Final[tuple[Dialect, ...]] = (TFServingGrpc(), TFServingRest(), EasTensorFlow())
 #: Those that a listener's settings name: nothing on the wire tells them from one another.
 _CONFIGURED: Final[tuple[Dialect, ...]] = (EasPyTorch(), EasOnnx(), EasEasyRec(), EasTorchRec(), EasString())
 DIALECTS: Final = (*_AUTO, *_CONFIGURED)
@@ -32,10 +34,10 @@ _TOKEN: Final = re.compile(r"[A-Z]{1,16}")
 def stored_route(family: str, model: str, path: str = "", method: str = "") -> Route | None:
     """Where a stored request of this family went; ``path`` and ``method`` as far as they are known. None for a family
     that no dialect reads."""
-    listener = ListenerConfig("", service=model)
     first = None
     for dialect in DIALECTS:
-        if dialect.family == family:
+        if dialect.family == family and (not method or (method in REST_METHODS) is isinstance(dialect, TFServingRest)):
+            listener = ListenerConfig("", dialect=dialect.name, service=model)
             found = dialect.route(b"POST", path, listener) if path else None
             if isinstance(found, Route):
                 return Route(dialect, method or found.method, model, path)
@@ -52,7 +54,7 @@ def _configured(found: Route | Ignored, listener: ListenerConfig) -> Route | Ign
 
 def route(http_method: bytes, path: str, grpc: bool, listener: ListenerConfig) -> Route | Ignored:
     """Which dialect reads a request, from its head alone. ``path`` is the target without its query; ``grpc`` says
-    that the content type is application/grpc."""
+    that the content type is application/grpc. Dialects decode what is percent-encoded in it."""
     candidates = _AUTO if listener.dialect == "auto" else (BY_NAME[listener.dialect],)
     framing = "grpc" if grpc else "body"
     for dialect in candidates:

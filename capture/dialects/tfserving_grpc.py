@@ -109,7 +109,8 @@ _TASKS: Final[_Refusals] = (
     (_INVALID_ARGUMENT, "Duplicate evaluation of signature", "a signature asked for twice"),
     (_INVALID_ARGUMENT, "Input tensor must be the same for all Signatures", "tasks with different inputs"),
 )
-_REFUSALS: Final[dict[str, _Refusals]] = {
+#: By method; what REST answers has the same texts.
+REFUSALS: Final[dict[str, _Refusals]] = {
     "Predict": _COMMON + _PREDICT,
     "Classify": _COMMON + _EXAMPLES + _CLASSIFICATION,
     "Regress": _COMMON + _EXAMPLES + _REGRESSION,
@@ -159,7 +160,7 @@ class TFServingGrpc:
         version = _version(response.probe)
         if code == _OK:
             return Judgement(Outcome.PROVEN, version=version)
-        for refusal, beginning, reason in _REFUSALS[route.method]:
+        for refusal, beginning, reason in REFUSALS[route.method]:
             if code == refusal and response.grpc_message.startswith(beginning):
                 return Judgement(Outcome.REFUSED, reason)
         if code == _UNIMPLEMENTED and not response.grpc_message:

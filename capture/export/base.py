@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from capture.errors import UserError
-from capture.signature import ExecutorKey, WireSignature
+from capture.signature import ExecutorKey, SignatureDef, WireSignature
 from capture.store.base import RecordKey, Sample
 
 
 class ExportError(UserError):
     """Nothing was written; the text names the place and the remedy."""
+
+
+class Unfit(ValueError):
+    """A request that cannot stand in a file for this model; the text says why, without an end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +121,13 @@ class Format(Protocol):
     def refuses(self, signature: WireSignature) -> str:
         """Why no record of this signature can stand in a file of this format; "" if it can."""
 
+    def fitted(self, signature: WireSignature, sample: Sample, defs: Mapping[str, SignatureDef] | None) -> Sample:
+        """The sample as a file of this format holds it, for a model with these SignatureDefs (None: not known). Raises
+        Unfit."""
+
     def write(self, records: list[tuple[Record, Sample]]) -> list[OutFile]:
-        """The files. Raises ExportError, naming the signature, for a record that this format cannot hold."""
+        """The files. The samples are as :meth:`fitted` returns them. Raises ExportError, naming the signature, for a
+        record that this format cannot hold."""
 
     def check(self, files: list[OutFile], records: list[tuple[Record, Sample]]) -> None:
         """Read the files back (from the disk's bytes) and compare. Raises ExportError."""

@@ -6,9 +6,11 @@ carry no length, and two of them behind each other read as one merged message.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from capture.dialects.table import EAS
 from capture.export.base import ExportError, OutFile, Record
-from capture.signature import WireSignature
+from capture.signature import SignatureDef, WireSignature
 from capture.store.base import Sample
 
 #: Digits of the digest in a file name: enough to find the signature again.
@@ -30,6 +32,9 @@ class EasBinFormat:
 
     def refuses(self, signature: WireSignature) -> str:
         return ""
+
+    def fitted(self, signature: WireSignature, sample: Sample, defs: Mapping[str, SignatureDef] | None) -> Sample:
+        return sample
 
     def write(self, records: list[tuple[Record, Sample]]) -> list[OutFile]:
         return [

@@ -7,11 +7,12 @@ each.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from capture.dialects.eas_string import EasString
 from capture.export.base import ExportError, OutFile, Record
-from capture.signature import WireSignature
+from capture.signature import SignatureDef, WireSignature
 from capture.store.base import Sample
 
 #: The kind of service that takes text.
@@ -30,6 +31,9 @@ class EasTxtFormat:
 
     def refuses(self, signature: WireSignature) -> str:
         return ""
+
+    def fitted(self, signature: WireSignature, sample: Sample, defs: Mapping[str, SignatureDef] | None) -> Sample:
+        return sample
 
     def write(self, records: list[tuple[Record, Sample]]) -> list[OutFile]:
         return [OutFile("", b"".join(_line(record, sample) for record, sample in records))]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
 
 from capture.dialects.table import stored_route
 from capture.export.base import ExportError, OutFile, Record
-from capture.signature import WireSignature
+from capture.signature import SignatureDef, WireSignature
 from capture.store.base import Sample
 
 #: The version of a line; raised when a reader of the older form would misread it.
@@ -56,6 +57,9 @@ class JsonlFormat:
 
     def refuses(self, signature: WireSignature) -> str:
         return ""
+
+    def fitted(self, signature: WireSignature, sample: Sample, defs: Mapping[str, SignatureDef] | None) -> Sample:
+        return sample
 
     def write(self, records: list[tuple[Record, Sample]]) -> list[OutFile]:
         return [OutFile("", b"".join(msgspec.json.encode(_line(*one)) + b"\n" for one in records))]

@@ -3,20 +3,23 @@
 Source: tensorflow/serving servables/tensorflow/saved_model_warmup_util.cc (reader, the bound of 1,000 records) and
 saved_model_warmup.cc (log types). The request's bytes are never decoded and encoded again: ``inputs`` and
 ``output_filter`` stay as the client sent them; of ``model_spec`` only version and version_label are cut, because the
-server that warms up has no other version to look up.
+server that warms up has no other version to look up. A REST request is made the request that the server makes of it.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Final
 
 import crc32c
 
-from capture.export.base import ExportError, OutFile, Record
+from capture.convert.rest import grpc_request
+from capture.convert.values import ConversionError
+from capture.export.base import ExportError, OutFile, Record, Unfit
 from capture.schema.wire import LENGTH, WireError, fields, length_delimited
-from capture.signature import WireSignature
+from capture.signature import REST_METHODS, SignatureDef, WireSignature
 from capture.store.base import Sample
 
 #: Where TF Serving looks (saved_model_warmup_util.cc: GetWarmupRequestsFile), below the version directory.
@@ -41,6 +44,11 @@ UNWARMED: Final = {
         " and the model does not load"
     )
 }
+
+#: Why a predict call over REST cannot be written without the model.
+WITHOUT_DEFS: Final = (
+    "a REST request: what its tensors are is known by the model's SignatureDefs alone; say --saved-model DIR"
+)
 
 # Field numbers: PredictLog.request (the same in every log), model_spec (of a request, and of an InferenceTask),
 # MultiInferenceRequest.tasks, ModelSpec.{version,label}.
@@ -141,8 +149,19 @@ class TFRecordFormat:
     note = f"TF Serving reads it as <version directory>/{WARMUP_PATH} when it loads the version"
 
     def refuses(self, signature: WireSignature) -> str:
-        method = signature.method
+        method = REST_METHODS.get(signature.method, signature.method)
         return "" if method in LOG_FIELDS else UNWARMED.get(method, f"a warm-up file cannot hold {method}")
+
+    def fitted(self, signature: WireSignature, sample: Sample, defs: Mapping[str, SignatureDef] | None) -> Sample:
+        if signature.method not in REST_METHODS:
+            return sample
+        if defs is None and REST_METHODS[signature.method] == "Predict":
+            raise Unfit(WITHOUT_DEFS)
+        try:
+            body = grpc_request(signature.method, sample.body, signature.model, defs or {})
+        except ConversionError as error:
+            raise Unfit(f"does not convert to a gRPC request: {error}") from None
+        return replace(sample, body=body, wire_body=None)
 
     def write(self, records: list[tuple[Record, Sample]]) -> list[OutFile]:
         return [OutFile("", b"".join(frame(self._log(record, sample)) for record, sample in records))]
@@ -157,7 +176,7 @@ class TFRecordFormat:
 
     @staticmethod
     def _log(record: Record, sample: Sample) -> bytes:
-        method = record.signature.method
+        method = REST_METHODS.get(record.signature.method, record.signature.method)
         if why := TFRecordFormat().refuses(record.signature):
             raise ExportError(f"{record.key.digest}: {why}")
         try:

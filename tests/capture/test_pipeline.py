@@ -272,7 +272,7 @@ def test_other_methods_and_protocols_are_counted() -> None:
     rig, flow = Rig(), GrpcFlow()
     flow.answer(flow.request(b"x", path="/grpc.health.v1.Health/Check"), b"y")
     flow.answer(flow.request(b"x", path="/tensorflow.serving.PredictionService/GetModelMetadata"), b"y")
-    batch = rig.feed(flow, Flow(2).post("/v1/models/m:predict", b"{}"), Flow(3).client(b"\x16\x03\x01\x02\x00"))
+    batch = rig.feed(flow, Flow(2).post("/v2/models/m/infer", b"{}"), Flow(3).client(b"\x16\x03\x01\x02\x00"))
     assert dict(batch.ignored) == {
         "gRPC, other service": 1,
         "gRPC /tensorflow.serving.PredictionService/GetModelMetadata": 1,

@@ -25,8 +25,8 @@ ONE = {"listen": "127.0.0.1:8500", "upstream": "127.0.0.1:18500"}
         ),
         (
             {"listeners": [ONE | {"dialect": "eas"}]},
-            "listeners[0].dialect: 'eas' is no dialect; known are auto, tfserving-grpc, eas-tensorflow, eas-pytorch,"
-            " eas-onnx, eas-easyrec, eas-torchrec, eas-string",
+            "listeners[0].dialect: 'eas' is no dialect; known are auto, tfserving-grpc, tfserving-rest, eas-tensorflow,"
+            " eas-pytorch, eas-onnx, eas-easyrec, eas-torchrec, eas-string",
         ),
         (
             {"listeners": [ONE | {"services": {"rank": "pytorch"}}]},

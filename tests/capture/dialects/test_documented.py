@@ -9,10 +9,10 @@ import pytest
 from capture.dialects.table import DIALECTS, EAS
 from capture.dialects.tfserving_calls import READERS
 from capture.export.table import FORMATS
-from capture.signature import WireSignature
+from capture.signature import REST_METHODS, WireSignature
 from tests.support.docs import DOCS
 
-METHODS = {"tfserving-grpc": tuple(READERS)} | dict.fromkeys(EAS, ("predict",))
+METHODS = {"tfserving-grpc": tuple(READERS), "tfserving-rest": tuple(REST_METHODS)} | dict.fromkeys(EAS, ("predict",))
 ROW = re.compile(r"\| `([\w-]+)` \| `([\w ]+)` \| (.+) \| (.+) \| (.+) \| (.+) \| (.+) \|")
 ROWS = {
     (found[1], found[2]): found
