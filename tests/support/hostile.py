@@ -416,11 +416,12 @@ def many_keys(count: int) -> bytes:
     return b"{" + b",".join(b'"%d":1' % number for number in range(count)) + b"}"
 
 
-@attack(peak=8 * MIB, counted={"requests_ignored": 2})
+@attack(peak=32 * MIB, counted={"requests_undecodable": 4})
 def json_nesting() -> Iterator[Flow]:
-    """TF Serving's REST API, which is not read: 4 MB of brackets, and of digits."""
+    """TF Serving's REST API: 4 MB of brackets, of digits, of keys, and of quotes that do not end."""
     flow = Flow(1, listener=1)
-    for body in (b"[" * 4_000_000, b"9" * 4_000_000):
+    deep, wide = b'{"instances":' + b"[" * 4_000_000, b"{" + b'"a":[NaN],' * 400_000
+    for body in (deep, b"9" * 4_000_000, wide, b'{"instances":["' + b'\\"' * 2_000_000):
         flow.client(b"POST /v1/models/m:predict HTTP/1.1\r\nHost: m\r\nContent-Length: %d\r\n\r\n" % len(body))
         yield from pieces(flow, body)
         yield flow.server(OK)
