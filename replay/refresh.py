@@ -18,6 +18,9 @@ from capture.errors import UserError
 from capture.export.base import Candidate, LeftOut, OutFile, Record, Selection
 from capture.export.files import write_atomically
 from capture.export.manifest import MANIFEST_SUFFIX, covered_calls, manifest
+from capture.export.scrub import scrubbed_sample
+from capture.export.scrub_rules import Rules
+from capture.export.scrub_values import Unscrubbable
 from capture.export.select import select
 from capture.export.table import FORMATS
 from capture.export.tfrecord import MAX_RECORDS, WARMUP_PATH
@@ -97,10 +100,11 @@ def refresh_version(
     directory: Path,
     *,
     sizes: Sequence[int] = (),
+    rules: Rules | None = None,
     trial: Callable[[Path, str, list[Request]], Trial] = run_trial,
 ) -> Refreshed:
-    """Write ``directory``'s warm-up file, each record with these batch sizes where any are given. Raises UserError
-    where the model itself is at fault, OSError."""
+    """Write ``directory``'s warm-up file, each record with these batch sizes where any are given, scrubbed by ``rules``
+    where there are any. Raises UserError where the model itself is at fault, OSError."""
     version = directory.name
     _remove_stale(directory / WARMUP_PATH)
     rows = source.signatures(model)
@@ -114,7 +118,7 @@ def refresh_version(
         unproven=True,
         refuses=_FORM.refuses,
     )
-    tried = _Attempts(source, version, partial(trial, directory, _FAMILY))
+    tried = _Attempts(source, version, partial(trial, directory, _FAMILY), rules)
     tried.run(selection.records)
     kept = [tried.kept[place] for place in sorted(tried.kept)]
     selection.left_out += tried.left_out()
@@ -133,15 +137,20 @@ def refresh_version(
     selection.records = [record for record, _, _ in kept]
     seconds = sum(seconds for _, _, seconds in kept)
     samples = [(record, sample) for record, sample, _ in kept]
-    _write(source, model, directory, rows, samples, selection, tried.level, tried.tensorflow, seconds)
-    text = f"{len(kept)} records, each run on it with TensorFlow {tried.tensorflow} (level {tried.level})"
+    _write(source, model, directory, rows, samples, selection, tried.level, tried.tensorflow, seconds, rules)
+    how = f"with TensorFlow {tried.tensorflow} (level {tried.level})"
+    text = f"{len(kept)} records, {'' if rules is None else 'scrubbed, '}each run on it {how}"
     return Refreshed(version, True, False, len(kept), text, left_out)
 
 
 class _Attempts:
     """Running the candidates of each record, round by round, until one runs or none is left."""
 
-    def __init__(self, source: Store, version: str, trial: Callable[[list[Request]], Trial]) -> None:
+    def __init__(
+        self, source: Store, version: str, trial: Callable[[list[Request]], Trial], rules: Rules | None
+    ) -> None:
+        """``rules``: run requests scrubbed by them; None: as they are stored."""
+        self._rules = rules
         self._source = source
         self._version = version
         self._trial = trial
@@ -179,9 +188,16 @@ class _Attempts:
     def _next(self, place: int, candidates: Iterator[Candidate]) -> tuple[Candidate, Sample] | None:
         for candidate in candidates:
             sample = self._source.sample(candidate.key)
-            if sample is not None:
+            if sample is None:
+                self._failed.append((place, candidate, "its request was evicted just now"))
+                continue
+            if self._rules is None:
                 return candidate, sample
-            self._failed.append((place, candidate, "its request was evicted just now"))
+            try:
+                method = candidate.signature.method
+                return candidate, scrubbed_sample(candidate.key, method, sample, self._rules)
+            except Unscrubbable as error:
+                self._failed.append((place, candidate, f"cannot be scrubbed: {error}"))
         return None
 
     def left_out(self) -> list[LeftOut]:
@@ -212,6 +228,7 @@ def _write(
     level: str,
     tensorflow: str,
     seconds: float,
+    rules: Rules | None,
 ) -> None:
     path = directory / WARMUP_PATH
     file = _FORM.write(kept)[0]
@@ -232,6 +249,7 @@ def _write(
             "tensorflow": tensorflow,
             "warmup_seconds": round(seconds, 3),
         },
+        scrub_rules=None if rules is None else rules.written,
     )
     # The server reads it as the user that reads the model: readable as saved_model.pb is, no more.
     mode = os.stat(directory / "saved_model.pb").st_mode & 0o666
@@ -249,6 +267,7 @@ def refresh(
     model: str,
     *,
     sizes: Sequence[int] = (),
+    rules: Rules | None = None,
     trial: Callable[[Path, str, list[Request]], Trial] = run_trial,
 ) -> tuple[list[Refreshed], list[str]]:
     """Every new version below ``base``; one that fails does not stop the others. Raises UserError where none can be
@@ -262,7 +281,7 @@ def refresh(
     done = found.unreadable
     for directory in found.new:
         try:
-            done.append(refresh_version(source, model, directory, sizes=sizes, trial=trial))
+            done.append(refresh_version(source, model, directory, sizes=sizes, rules=rules, trial=trial))
         except TensorFlowMissing:
             raise
         except (UserError, SavedModelError, OSError) as error:

@@ -23,6 +23,7 @@ from capture.commands.options import (
     SharedOption,
     StoreOption,
 )
+from capture.commands.scrubbing import ScrubOption, ScrubRuleOption, scrub_rules, scrubbed
 from capture.commands.tables import print_table, printable
 from capture.dialects.table import EAS
 from capture.errors import UserError
@@ -32,6 +33,7 @@ from capture.export.eas_bin import EasBinFormat
 from capture.export.files import PRIVATE_MODE, write_atomically
 from capture.export.manifest import MANIFEST_NAME, MANIFEST_SUFFIX, covered_calls, manifest, own_files
 from capture.export.samples import read_samples
+from capture.export.scrub_rules import Rules
 from capture.export.select import select
 from capture.export.table import FORMATS
 from capture.export.tfrecord import WARMUP_PATH, TFRecordFormat
@@ -65,6 +67,8 @@ def export(
     force: Annotated[
         bool, typer.Option("--force", help="Replace a file that is no unchanged export; it stays as PATH.prev.")
     ] = False,
+    scrub: ScrubOption = False,
+    scrub_rule: ScrubRuleOption = None,
     allow_shared_store: SharedOption = False,
 ) -> None:
     """Write warm-up files from what was captured, most used first, with a manifest beside them.
@@ -83,6 +87,9 @@ def export(
         raise UserError(
             "--batch-sizes: needs --saved-model DIR: the model says which inputs have a batch, and runs them"
         )
+    rules = scrub_rules(scrub, scrub_rule)
+    if wire and scrub:
+        raise UserError("--wire: holds the bytes as clients sent them; leave it out, or --scrub")
     source = open_store(store, allow_shared=allow_shared_store)
     try:
         if out.resolve() == Path(store.removeprefix("sqlite:")).resolve():
@@ -99,6 +106,7 @@ def export(
             limit=limit,
             out=out,
             force=force,
+            rules=rules,
         )
     finally:
         source.close()
@@ -117,6 +125,7 @@ def run(
     force: bool = False,
     dialect: str = "",
     wire: bool = False,
+    rules: Rules | None = None,
 ) -> None:
     """Choose, write, read back. Raises UserError."""
     rows = source.signatures(model)
@@ -140,7 +149,7 @@ def run(
             f" load of the model; say --limit {form.max_records} to keep the most used"
             + ("" if saved_model else ", or --saved-model DIR to merge those that share an executor")
         )
-    records = read_samples(source, form, selection, defs)
+    records = scrubbed(read_samples(source, form, selection, defs), rules)
     if not records:
         raise ExportError(_nothing(source, form, model, version, selection))
     expanded_on = ""
@@ -163,6 +172,7 @@ def run(
         calls=covered_calls(selection, rows, form),
         counters=source.counters(),
         proof={"level": "none"},
+        scrub_rules=None if rules is None else rules.written,
         note=_packed_note(packed, len(records), wire) if form.name == EasBinFormat.name else expanded_on,
     )
     try:
@@ -173,6 +183,8 @@ def run(
     except OSError as error:
         raise ExportError(f"{out}: {error.strerror}; nothing was replaced") from None
     _report(selection, out, where)
+    if rules is not None:
+        print("scrubbed, and not run: capture verify says whether every record runs", file=sys.stderr)
     if saved_model is None and form.name == "tfrecord":
         print(
             "not fitted to a model version: one record that it refuses fails its load; --saved-model DIR leaves it out",

@@ -15,7 +15,7 @@ from capture.signature import Call, TensorSpec, wire_signature
 
 _MESSAGE: Final = "EAS ONNX DataProto"
 #: TensorProto.DataType -> (TensorFlow's number, for display; bytes of an element in raw_data).
-_TYPES: Final = {
+ELEMENTS: Final = {
     1: (1, 4),
     2: (4, 1),
     3: (6, 1),
@@ -50,11 +50,11 @@ class EasOnnx(EasDialect):
 def _tensor(tensor: Any) -> TensorSpec:
     """Raises Unreadable where data, type and shape disagree: then these bytes are another message that happens to
     parse."""
-    if tensor.data_type not in _TYPES:
+    if tensor.data_type not in ELEMENTS:
         raise Unreadable(f"not an {_MESSAGE} (data_type)")
     if len(tensor.dims) > MAX_DIMENSIONS:
         raise Unreadable("too many dimensions")
-    dtype, size = _TYPES[tensor.data_type]
+    dtype, size = ELEMENTS[tensor.data_type]
     shape = tuple(tensor.dims)
     if any(dim < 0 for dim in shape) or len(tensor.raw_data) != prod(shape) * size:
         raise Unreadable("values and shape disagree")

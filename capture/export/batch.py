@@ -12,7 +12,7 @@ typed values; fewer values than elements repeat the last one; more are ignored.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
 from google.protobuf.message import DecodeError
 
@@ -20,6 +20,7 @@ from capture.dialects.base import Unreadable
 from capture.dialects.tfserving_calls import READERS
 from capture.errors import UserError
 from capture.schema import messages
+from capture.schema.tensor_bytes import CONTENT, DT_STRING, DTYPE, SHAPE, TENSOR_VALUES, Typed, cycled
 from capture.schema.wire import FIXED32, FIXED64, LENGTH, VARINT, WireError, fields, length_delimited, read_varint
 from capture.signature import SignatureDef, WireSignature
 
@@ -34,40 +35,13 @@ MAX_SIZES: Final = 64
 
 # Field numbers: PredictRequest.inputs, its map entries, TensorProto, Input and the lists in it.
 _INPUTS, _KEY, _VALUE = 2, 1, 2
-_DTYPE, _SHAPE, _CONTENT = 1, 2, 4
 _INPUT, _EXAMPLES, _LISTS = 2, 1, frozenset({1, 2})
-
-_DT_STRING: Final = 7
 
 
 class Unexpandable(ValueError):
     """A request that has no one batch; the text says why."""
 
 
-class _Typed(NamedTuple):
-    """Where the values of a dtype stand: the field, its wire type, and how many values make an element."""
-
-    number: int
-    wire_type: int
-    parts: int = 1
-
-
-_INTS: Final = _Typed(7, VARINT)
-#: tensorflow.DataType -> its field in TensorProto (tensorflow/core/framework/tensor.cc: ProtoHelper).
-_VALUES: Final = {
-    1: _Typed(5, FIXED32),
-    2: _Typed(6, FIXED64),
-    **dict.fromkeys((3, 4, 5, 6, 11, 12, 13, 15, 16, 17), _INTS),
-    _DT_STRING: _Typed(8, LENGTH),
-    8: _Typed(9, FIXED32, 2),
-    9: _Typed(10, VARINT),
-    10: _Typed(11, VARINT),
-    14: _Typed(13, VARINT),
-    18: _Typed(12, FIXED64, 2),
-    19: _Typed(13, VARINT),
-    22: _Typed(16, VARINT),
-    23: _Typed(17, VARINT),
-}
 _FIXED: Final = {FIXED32: 4, FIXED64: 8}
 
 
@@ -187,11 +161,11 @@ def _tensor(proto: bytes, size: int) -> bytes:
     """A TensorProto with ``size`` rows. Every field that says nothing of rows stays as it is."""
     dtype, shape, content = 0, b"", b""
     for field in fields(proto):
-        if field.number == _DTYPE and field.wire_type == VARINT:
+        if field.number == DTYPE and field.wire_type == VARINT:
             dtype = read_varint(proto, field.value, field.end)[0]
-        elif field.number == _SHAPE and field.wire_type == LENGTH:
+        elif field.number == SHAPE and field.wire_type == LENGTH:
             shape += proto[field.value : field.end]
-        elif field.number == _CONTENT and field.wire_type == LENGTH:
+        elif field.number == CONTENT and field.wire_type == LENGTH:
             content = proto[field.value : field.end]
     dims = messages.TensorShape.FromString(shape)
     rows = dims.dim[0].size
@@ -201,13 +175,13 @@ def _tensor(proto: bytes, size: int) -> bytes:
     if row_elements < 0:
         raise Unexpandable("it has a negative dimension")
     dims.dim[0].size = size
-    typed = _VALUES.get(dtype)
-    dropped = {_SHAPE, _CONTENT} | ({typed.number} if typed else set())
+    typed = TENSOR_VALUES.get(dtype)
+    dropped = {SHAPE, CONTENT} | ({typed.number} if typed else set())
     out = [proto[field.start : field.end] for field in fields(proto) if field.number not in dropped]
-    out.append(length_delimited(_SHAPE, dims.SerializeToString()))
+    out.append(length_delimited(SHAPE, dims.SerializeToString()))
     if content:
-        spread = _string_content if dtype == _DT_STRING else _plain_content
-        out.append(length_delimited(_CONTENT, spread(content, rows, row_elements, size)))
+        spread = _string_content if dtype == DT_STRING else _plain_content
+        out.append(length_delimited(CONTENT, spread(content, rows, row_elements, size)))
     elif typed is None:
         raise Unexpandable(f"values of dtype {dtype} cannot be read")
     else:
@@ -219,7 +193,7 @@ def _plain_content(content: bytes, rows: int, _: int, size: int) -> bytes:
     if len(content) % rows:
         raise Unexpandable(f"{len(content)} bytes of content are no {rows} rows")
     step = len(content) // rows
-    return _cycled([content[at : at + step] for at in range(0, len(content), step)], size)
+    return cycled([content[at : at + step] for at in range(0, len(content), step)], size)
 
 
 def _string_content(content: bytes, rows: int, row_elements: int, size: int) -> bytes:
@@ -237,7 +211,7 @@ def _string_content(content: bytes, rows: int, row_elements: int, size: int) -> 
     step = range(0, len(lengths), row_elements) if row_elements else ()
     head_rows = [b"".join(heads[begin : begin + row_elements]) for begin in step]
     text_rows = [content[ends[begin] : ends[begin + row_elements]] for begin in step]
-    return _cycled(head_rows, size) + _cycled(text_rows, size)
+    return cycled(head_rows, size) + cycled(text_rows, size)
 
 
 def _string_heads(content: bytes, count: int) -> list[bytes]:
@@ -255,7 +229,7 @@ def _within(elements: int, limit: int) -> int:
     return elements
 
 
-def _spread_values(proto: bytes, typed: _Typed, rows: int, row_elements: int, size: int) -> bytes:
+def _spread_values(proto: bytes, typed: Typed, rows: int, row_elements: int, size: int) -> bytes:
     """The typed values of ``size`` rows, as a whole field or fields."""
     values = _read_values(proto, typed)
     given = len(values) // typed.parts
@@ -278,7 +252,7 @@ def _row(values: list[bytes], row: int, row_elements: int) -> list[bytes]:
     return values[row * row_elements : (row + 1) * row_elements]
 
 
-def _read_values(proto: bytes, typed: _Typed) -> list[bytes]:
+def _read_values(proto: bytes, typed: Typed) -> list[bytes]:
     """Every value as its bytes on the wire; packed, one by one, or both, as parsers take them."""
     found: list[bytes] = []
     for field in fields(proto):
@@ -305,13 +279,6 @@ def _unpacked(value: bytes, wire_type: int) -> Iterable[bytes]:
         yield value[begin:at]
 
 
-def _cycled(rows: list[bytes], size: int) -> bytes:
-    if not rows:
-        return b""
-    whole, rest = divmod(size, len(rows))
-    return b"".join(rows) * whole + b"".join(rows[:rest])
-
-
 # --- tf.Examples ------------------------------------------------------------------------------------------------------
 
 
@@ -335,6 +302,6 @@ def _examples(body: bytes, size: int) -> bytes:
                     examples.append(body[part.start : part.end])
                 else:
                     beside.append(body[part.start : part.end])
-    listing = _cycled(examples, size) + b"".join(beside)
+    listing = cycled(examples, size) + b"".join(beside)
     out.append(length_delimited(_INPUT, length_delimited(kind, listing)))
     return b"".join(out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -65,10 +65,11 @@ def manifest(
     proof: Mapping[str, Any],
     note: str = "",
     dialect: str = "",
+    scrub_rules: Sequence[str] | None = None,
 ) -> bytes:
     """The manifest as indented JSON. ``dialect`` is that of an EAS service, "" otherwise; ``note`` is said beside the
-    format's own. ``proof`` says what was run:
-    ``{"level": "none"}``, or the level with TensorFlow's version and figures."""
+    format's own; ``scrub_rules`` are those that values were replaced by, None where they were not. ``proof`` says what
+    was run: ``{"level": "none"}``, or the level with TensorFlow's version and figures."""
     value = {
         "manifest_version": MANIFEST_VERSION,
         "warmtap": warmtap,
@@ -79,6 +80,8 @@ def manifest(
         "model_version": version,
         "fitted_to_saved_model": fitted,
         "note": "; ".join(filter(None, (form.note, note))),
+        "scrubbed": scrub_rules is not None,
+        "scrub_rules": list(scrub_rules or ()),
         "proof": dict(proof),
         "coverage": {
             "calls_covered": calls.covered,

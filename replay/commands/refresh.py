@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from capture.commands.options import DEFAULT_STORE, BatchSizesOption, SharedOption, StoreOption
+from capture.commands.scrubbing import ScrubOption, ScrubRuleOption, scrub_rules
 from capture.commands.tables import printable
 from capture.export.batch import batch_sizes
 from capture.store.base import open_store
@@ -24,6 +25,8 @@ def refresh(
         str | None, typer.Option("--model", help="The model's name in the traffic; default: DIR's name.")
     ] = None,
     sizes: BatchSizesOption = "",
+    scrub: ScrubOption = False,
+    scrub_rule: ScrubRuleOption = None,
     allow_shared_store: SharedOption = False,
 ) -> None:
     """Write the warm-up file of each new model version, once.
@@ -33,9 +36,11 @@ def refresh(
     version failed.
     """
     wanted = batch_sizes(sizes) if sizes else ()
+    rules = scrub_rules(scrub, scrub_rule)
     source = open_store(store, allow_shared=allow_shared_store)
     try:
-        done, passed = run_refresh(source, saved_model_base, model or saved_model_base.resolve().name, sizes=wanted)
+        name = model or saved_model_base.resolve().name
+        done, passed = run_refresh(source, saved_model_base, name, sizes=wanted, rules=rules)
     finally:
         source.close()
     for line in passed:

@@ -1,0 +1,69 @@
+"""The options ``--scrub`` and ``--scrub-rule``, and what they do to the requests of an export."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from capture.errors import UserError
+from capture.export.base import ExportError, Record
+from capture.export.scrub import scrubbed_sample
+from capture.export.scrub_rules import RuleError, Rules, read_rules, vocabulary_files
+from capture.export.scrub_values import Unscrubbable
+from capture.store.base import Sample
+
+ScrubOption = Annotated[
+    bool, typer.Option("--scrub", help="Write no value that users sent: numbers become 0, strings need a rule.")
+]
+ScrubRuleOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scrub-rule",
+        help="MODEL:INPUT=RULE, such as 'm:user_id=constant:0'; rules: zero, constant:VALUE, keep, vocabulary:FILE,"
+        " example. Repeatable.",
+        metavar="RULE",
+    ),
+]
+
+
+def scrub_rules(scrub: bool, texts: list[str] | None) -> Rules | None:
+    """The rules to scrub by; None where nothing is to be scrubbed. Raises UserError."""
+    if not scrub:
+        if texts:
+            raise UserError("--scrub-rule: is for --scrub; say both")
+        return None
+    return load_rules(texts or (), "--scrub-rule ")
+
+
+def load_rules(texts: list[str] | tuple[str, ...], place: str) -> Rules:
+    """Rules with the files that they name. Raises UserError; its text begins with ``place``."""
+    try:
+        found = {name: Path(name).read_text() for name in vocabulary_files(texts)}
+        return read_rules(texts, found)
+    except RuleError as error:
+        raise UserError(f"{place}{error}") from None
+    except OSError as error:
+        raise UserError(f"{place}{error.filename}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{place}a vocabulary is no UTF-8 text; give one value a line") from None
+
+
+def scrubbed(records: list[tuple[Record, Sample]], rules: Rules | None) -> list[tuple[Record, Sample]]:
+    """The records with scrubbed requests. Raises ExportError, naming the first that cannot be."""
+    if rules is None:
+        return records
+    found, failed = [], []
+    for record, sample in records:
+        try:
+            found.append((record, scrubbed_sample(record.key, record.signature.method, sample, rules)))
+        except Unscrubbable as error:
+            failed.append(f"{record.key.digest[:15]} ({record.signature}): {error}")
+    if failed:
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        raise ExportError(f"--scrub: cannot scrub {failed[0]}{more}; nothing was written")
+    for name in rules.unused():
+        print(f"--scrub-rule {name}: no request has such an input", file=sys.stderr)
+    return found
