@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from capture.errors import UserError
-from capture.export.base import Candidate, LeftOut, OutFile, Record, Selection
+from capture.export.base import Candidate, LeftOut, OutFile, Record, Selection, Unfit
 from capture.export.files import write_atomically
 from capture.export.manifest import MANIFEST_SUFFIX, covered_calls, manifest
 from capture.export.scrub import scrubbed_sample
@@ -25,6 +25,7 @@ from capture.export.select import select
 from capture.export.table import FORMATS
 from capture.export.tfrecord import MAX_RECORDS, WARMUP_PATH
 from capture.savedmodel import SavedModelError, read_saved_model
+from capture.signature import REST_METHODS, SignatureDef
 from capture.store.base import Sample, Store, StoredSignature
 from replay.expansion import expand, within
 from replay.services import refuse_other_services
@@ -118,12 +119,11 @@ def refresh_version(
         unproven=True,
         refuses=_FORM.refuses,
     )
-    tried = _Attempts(source, version, partial(trial, directory, _FAMILY), rules)
+    tried = _Attempts(source, version, partial(trial, directory, _FAMILY), defs, rules)
     tried.run(selection.records)
     kept = [tried.kept[place] for place in sorted(tried.kept)]
     selection.left_out += tried.left_out()
-    # All of them ran, so all of them fit.
-    pairs = [(record, _FORM.fitted(record.signature, sample, defs)) for record, sample, _ in kept]
+    pairs = [(record, sample) for record, sample, _ in kept]
     done = within(expand(pairs, defs, sizes, directory, trial=trial), MAX_RECORDS)
     selection.left_out += done.left_out
     kept = [
@@ -143,13 +143,24 @@ def refresh_version(
     return Refreshed(version, True, False, len(kept), text, left_out)
 
 
+def as_held(method: str) -> str:
+    """The method of a request as the file holds it."""
+    return REST_METHODS.get(method, method)
+
+
 class _Attempts:
     """Running the candidates of each record, round by round, until one runs or none is left."""
 
     def __init__(
-        self, source: Store, version: str, trial: Callable[[list[Request]], Trial], rules: Rules | None
+        self,
+        source: Store,
+        version: str,
+        trial: Callable[[list[Request]], Trial],
+        defs: Mapping[str, SignatureDef],
+        rules: Rules | None,
     ) -> None:
         """``rules``: run requests scrubbed by them; None: as they are stored."""
+        self._defs = defs
         self._rules = rules
         self._source = source
         self._version = version
@@ -175,7 +186,9 @@ class _Attempts:
             if not now and not first:
                 break
             first = False
-            done = self._trial([Request(candidate.signature.method, sample.body) for _, candidate, sample in now])
+            done = self._trial(
+                [Request(as_held(candidate.signature.method), sample.body) for _, candidate, sample in now]
+            )
             self.level, self.tensorflow = done.level, done.tensorflow
             for (place, candidate, sample), result in zip(now, done.results, strict=True):
                 if result.error:
@@ -191,11 +204,13 @@ class _Attempts:
             if sample is None:
                 self._failed.append((place, candidate, "its request was evicted just now"))
                 continue
-            if self._rules is None:
-                return candidate, sample
             try:
-                method = candidate.signature.method
-                return candidate, scrubbed_sample(candidate.key, method, sample, self._rules)
+                fitted = _FORM.fitted(candidate.signature, sample, self._defs)
+                if self._rules is not None:
+                    fitted = scrubbed_sample(candidate.key, as_held(candidate.signature.method), fitted, self._rules)
+                return candidate, fitted
+            except Unfit as error:
+                self._failed.append((place, candidate, str(error)))
             except Unscrubbable as error:
                 self._failed.append((place, candidate, f"cannot be scrubbed: {error}"))
         return None

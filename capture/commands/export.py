@@ -149,7 +149,7 @@ def run(
             f" load of the model; say --limit {form.max_records} to keep the most used"
             + ("" if saved_model else ", or --saved-model DIR to merge those that share an executor")
         )
-    records = scrubbed(read_samples(source, form, selection, defs), rules)
+    records = scrubbed(form, read_samples(source, form, selection, defs), rules)
     if not records:
         raise ExportError(_nothing(source, form, model, version, selection))
     expanded_on = ""

@@ -9,10 +9,12 @@ from typing import Annotated
 import typer
 
 from capture.errors import UserError
-from capture.export.base import ExportError, Record
+from capture.export.base import ExportError, Format, Record
 from capture.export.scrub import scrubbed_sample
 from capture.export.scrub_rules import RuleError, Rules, read_rules, vocabulary_files
 from capture.export.scrub_values import Unscrubbable
+from capture.export.tfrecord import TFRecordFormat
+from capture.signature import REST_METHODS
 from capture.store.base import Sample
 
 ScrubOption = Annotated[
@@ -51,14 +53,17 @@ def load_rules(texts: list[str] | tuple[str, ...], place: str) -> Rules:
         raise UserError(f"{place}a vocabulary is no UTF-8 text; give one value a line") from None
 
 
-def scrubbed(records: list[tuple[Record, Sample]], rules: Rules | None) -> list[tuple[Record, Sample]]:
+def scrubbed(form: Format, records: list[tuple[Record, Sample]], rules: Rules | None) -> list[tuple[Record, Sample]]:
     """The records with scrubbed requests. Raises ExportError, naming the first that cannot be."""
     if rules is None:
         return records
     found, failed = [], []
     for record, sample in records:
+        method = record.signature.method
+        if form.name == TFRecordFormat.name:
+            method = REST_METHODS.get(method, method)  # as fitted to the format
         try:
-            found.append((record, scrubbed_sample(record.key, record.signature.method, sample, rules)))
+            found.append((record, scrubbed_sample(record.key, method, sample, rules)))
         except Unscrubbable as error:
             failed.append(f"{record.key.digest[:15]} ({record.signature}): {error}")
     if failed:

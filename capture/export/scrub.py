@@ -24,6 +24,7 @@ from capture.export.scrub_values import ARRAY, TENSOR, Layout, Unscrubbable, Val
 from capture.schema import messages
 from capture.schema.tensor_bytes import DT_STRING
 from capture.schema.wire import LENGTH, WireError, fields, length_delimited
+from capture.signature import REST_METHODS
 from capture.store.base import RecordKey, Sample
 
 #: Characters of an input's name in a text that is counted by.
@@ -33,10 +34,13 @@ _KEY, _VALUE = 1, 2
 
 
 def scrubbed_sample(key: RecordKey, method: str, sample: Sample, rules: Rules) -> Sample:
-    """The sample with its values replaced: also those that its compressed form and its path held. Raises
-    Unscrubbable."""
+    """The sample, a request of ``method``, with its values replaced: also those that its compressed form and its path
+    held. Raises Unscrubbable."""
     owner = key.owner
-    route = stored_route(owner.family, owner.model, sample.path, method)
+    # A path says how a request came; one that was converted since is what ``method`` says.
+    route = stored_route(owner.family, owner.model, "", method)
+    if method in REST_METHODS:
+        raise Unscrubbable("a REST request: it can be scrubbed in a tfrecord, as the gRPC request that is made of it")
     if route is None:
         raise Unscrubbable(f"requests of {owner.family} cannot be scrubbed")
     path = scrubbed_path(route, sample.path)

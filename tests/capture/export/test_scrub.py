@@ -348,3 +348,13 @@ def test_rules_are_said_once_and_tell_whether_they_applied() -> None:
     assert rules.by_name["m", "x:0"].values == ("a=b:c",)
     assert rules.unused() == ["n:y"]
     assert vocabulary_files(["m:x=vocabulary:a:b", "m:y=zero"]) == ["a:b"]
+
+
+def test_a_rest_body_is_scrubbed_as_the_grpc_request_that_is_made_of_it() -> None:
+    key = RecordKey(ModelVersion("tfserving", "m", "1"), "d")
+    json = Sample(b'{"instances": [1.5]}', None, {}, "/v1/models/m:predict", "", "proven", 1.0)
+    with pytest.raises(Unscrubbable, match="it can be scrubbed in a tfrecord"):
+        scrubbed_sample(key, "REST Predict row", json, read_rules((), {}))
+    made = Sample(predict({"x": (FLOAT, (1,))}, fill=b"abcd"), None, {}, json.path, "", "proven", 1.0)
+    done = scrubbed_sample(key, "Predict", made, read_rules((), {}))
+    assert b"abcd" not in done.body
