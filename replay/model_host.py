@@ -1,7 +1,7 @@
 """A local model server: one version of one model on TensorFlow's own session, behind the servers' own protocols.
 
 It exists to be measured: what TF Serving or EAS would build, it builds, and it counts. It is no replacement for either:
-no batching, no version policy, no REST.
+no batching, no version policy.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from capture.errors import UserError
 from replay import eas_service, host_eas, host_stats, host_warmup
 from replay.executor.session import open_executor
 from replay.host_grpc import GrpcHost
+from replay.host_rest import RestHost
 from replay.servable import Ledger, Servable
 
 #: Seconds that running requests get after SIGTERM.
@@ -37,6 +38,7 @@ class HostOptions:
     model_name: str
     model_version: int
     grpc_listen: str = ""
+    rest_listen: str = ""
     eas_listen: str = ""
     eas_service: str = ""
     eas_token: str = ""
@@ -62,16 +64,17 @@ def version_of(version_dir: Path) -> int:
 def run(options: HostOptions) -> None:
     """Load, warm up, serve until SIGTERM or SIGINT. Raises HostError or ExecutorError before it is ready.
 
-    Once up, one line goes to standard output: ``ready grpc=HOST:PORT eas=HOST:PORT stats=HOST:PORT builds=N
-    level=LEVEL``, ``-`` for what is not there. ``builds`` are those of the warm-up.
+    Once up, one line goes to standard output: ``ready grpc=HOST:PORT rest=HOST:PORT eas=HOST:PORT stats=HOST:PORT
+    builds=N level=LEVEL``, ``-`` for what is not there. ``builds`` are those of the warm-up.
     """
-    if not options.grpc_listen and not options.eas_listen:
-        raise HostError("nothing to serve: say --grpc-listen or --eas-listen")
+    if not options.grpc_listen and not options.rest_listen and not options.eas_listen:
+        raise HostError("nothing to serve: say --grpc-listen, --rest-listen or --eas-listen")
     if options.eas_listen and not options.eas_service:
         raise HostError("--eas-listen needs --eas-service")
     # Before the model is loaded: that may take minutes.
     for option, address in (
         ("--grpc-listen", options.grpc_listen),
+        ("--rest-listen", options.rest_listen),
         ("--eas-listen", options.eas_listen),
         ("--stats-listen", options.stats_listen),
     ):
@@ -100,10 +103,13 @@ async def _serve(options: HostOptions, servable: Servable, service: eas_service.
     runners: list[web.AppRunner] = []
     grpc_host = GrpcHost(servable, ledger) if options.grpc_listen else None
     eas_host = host_eas.EasHost(service, ledger, name=options.eas_service, token=options.eas_token, url=options.eas_url)
+    rest_host = RestHost(servable, ledger)
     try:
-        bound = {"grpc": "-", "eas": "-", "stats": "-"}
+        bound = {"grpc": "-", "rest": "-", "eas": "-", "stats": "-"}
         if grpc_host is not None:
             bound["grpc"] = grpc_host.start(options.grpc_listen)
+        if options.rest_listen:
+            bound["rest"] = await _listen(rest_host.application(), "--rest-listen", options.rest_listen, runners)
         if options.eas_listen:
             bound["eas"] = await _listen(eas_host.application(), "--eas-listen", options.eas_listen, runners)
         if options.stats_listen:
@@ -122,11 +128,12 @@ async def _serve(options: HostOptions, servable: Servable, service: eas_service.
         for runner in runners:
             await runner.cleanup()
         eas_host.close()
+        rest_host.close()
 
 
 def _warm_up(options: HostOptions, servable: Servable, service: eas_service.EasService) -> None:
     try:
-        if options.grpc_listen and options.warmup:
+        if (options.grpc_listen or options.rest_listen) and options.warmup:
             host_warmup.warm_up(servable, options.version_dir, options.warmup_iterations)
         if options.eas_listen and options.eas_warmup is not None:
             eas_service.warm_up(service, options.eas_warmup, options.eas_warmup_count)

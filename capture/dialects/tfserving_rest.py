@@ -32,7 +32,9 @@ MAX_ERROR_BYTES: Final = 2048
 
 _MODEL: Final = r"/v1/models/([^/:]+)(?:/versions/([0-9]+)|/labels/([^/:]+))?"
 _POST: Final = re.compile(rf"{_MODEL}:(classify|regress|predict)", re.IGNORECASE | re.DOTALL)
-_GET: Final = re.compile(r"/v1/models(?:/[^/:]+)?(?:/versions/[0-9]+|/labels/[^/:]+)?(/metadata)?", re.IGNORECASE)
+_GET: Final = re.compile(
+    r"/v1/models(?:/([^/:]+))?(?:/versions/([0-9]+)|/labels/([^/:]+))?(/metadata)?", re.IGNORECASE | re.DOTALL
+)
 _PREFIX: Final = "/v1/models"
 _INT64_MAX: Final = (1 << 63) - 1
 #: Methods are told apart by case, although URLs are not (http_rest_api_handler.cc: ProcessRequest).
@@ -74,7 +76,7 @@ _NOT_SERVED: Final = (401, 403, 404, 405, 413)
 
 
 class Target(NamedTuple):
-    """What a URL names. ``version`` and ``label`` are empty where it names none."""
+    """What a URL names; ``model``, ``version`` and ``label`` are empty where it names none."""
 
     model: str
     version: str
@@ -88,13 +90,23 @@ def parse_target(path: str) -> Target | None:
     match = _POST.fullmatch(path)
     if match is None or match[4] not in _METHODS:
         return None
+    return _target(match, match[4])
+
+
+def parse_question(path: str) -> Target | None:
+    """The question that a GET of this path is, ``verb`` being ``status`` or ``metadata``; None if it is none."""
+    match = _GET.fullmatch(path)
+    return None if match is None else _target(match, "metadata" if match[4] else "status")
+
+
+def _target(match: re.Match[str], verb: str) -> Target | None:
     version = match[2] or ""
     if version:
         number = int(version) if len(version) < 100 else _INT64_MAX + 1
         if number > _INT64_MAX:
             return None
         version = str(number)
-    return Target(_decoded(match[1]), version, _decoded(match[3] or ""), match[4])
+    return Target(_decoded(match[1] or ""), version, _decoded(match[3] or ""), verb)
 
 
 def _decoded(text: str) -> str:
@@ -117,8 +129,8 @@ class TFServingRest:
             if target is None:
                 return Ignored("REST POST, malformed URL")
             return Route(self, _METHODS[target.verb], target.model, path)
-        if http_method == b"GET" and (match := _GET.fullmatch(path)):
-            return Ignored("REST GET model metadata" if match[1] else "REST GET model status")
+        if http_method == b"GET" and (asked := parse_question(path)):
+            return Ignored(f"REST GET model {asked.verb}")
         return Ignored("REST, other request")
 
     def unpacked(self, encoding: str, sent: bytes, max_bytes: int) -> bytes:

@@ -22,6 +22,7 @@ def host(
     grpc_listen: Annotated[
         str, typer.Option(help="Serve TF Serving's gRPC here; port 0 takes any.", metavar="HOST:PORT")
     ] = "",
+    rest_listen: Annotated[str, typer.Option(help="Serve TF Serving's REST API here.", metavar="HOST:PORT")] = "",
     eas_listen: Annotated[str, typer.Option(help="Serve EAS's HTTP here.", metavar="HOST:PORT")] = "",
     eas_service: Annotated[str, typer.Option(help="The EAS service's name.", metavar="NAME")] = "",
     eas_token: Annotated[
@@ -32,7 +33,8 @@ def host(
         str, typer.Option(help="Serve counters and per-request builds here.", metavar="HOST:PORT")
     ] = "",
     enable_model_warmup: Annotated[
-        bool, typer.Option(help="Run the version's assets.extra/tf_serving_warmup_requests before serving gRPC.")
+        bool,
+        typer.Option(help="Run the version's assets.extra/tf_serving_warmup_requests first (gRPC, REST)."),
     ] = True,
     num_request_iterations_for_warmup: Annotated[
         int, typer.Option(min=0, help="Run each of its records this many times.")
@@ -42,7 +44,7 @@ def host(
     ] = None,
     warm_up_count: Annotated[int, typer.Option(min=0, help="Send it this many times.")] = 5,
 ) -> None:
-    """Serve one SavedModel locally, speaking TF Serving gRPC and PAI-EAS HTTP by the servers' own rules.
+    """Serve one SavedModel locally, speaking TF Serving's gRPC and REST and PAI-EAS HTTP by the servers' own rules.
 
     Applies warm-up files on start as each server does, and counts the graphs that TensorFlow builds.
     """
@@ -57,6 +59,7 @@ def host(
             model_name=model_name or saved_model.resolve().parent.name,
             model_version=model_host.version_of(saved_model) if model_version is None else model_version,
             grpc_listen=grpc_listen,
+            rest_listen=rest_listen,
             eas_listen=eas_listen,
             eas_service=eas_service,
             eas_token=eas_token,

@@ -12,23 +12,27 @@ from tests.support.waiting import PATIENCE
 
 
 class HostProcess(Process):
-    """A SavedModel behind gRPC and EAS (service ``rank``), with statistics, each on a port of its own.
+    """A SavedModel behind gRPC, REST and EAS (service ``rank``), with statistics, each on a port of its own.
 
-    ``grpc``, ``eas`` and ``stats`` are ``host:port``, ``-`` where not served; ``builds`` is the ready line's, None if
-    it says ``-``. Raises NotReady if it does not start.
+    ``grpc``, ``rest``, ``eas`` and ``stats`` are ``host:port``, ``-`` where not served; ``builds`` is the ready line's,
+    None if it says ``-``. Raises NotReady if it does not start.
     """
 
-    def __init__(self, version_dir: Path, *arguments: str, grpc: bool = True, eas: bool = True) -> None:
+    def __init__(
+        self, version_dir: Path, *arguments: str, grpc: bool = True, rest: bool = False, eas: bool = True
+    ) -> None:
         """A protocol that is switched off is not served, nor is its warm-up file read."""
         where = ["--stats-listen=127.0.0.1:0"]
         if grpc:
             where.append("--grpc-listen=127.0.0.1:0")
+        if rest:
+            where.append("--rest-listen=127.0.0.1:0")
         if eas:
             where += ["--eas-listen=127.0.0.1:0", "--eas-service=rank"]
         super().__init__("capture", "host", f"--saved-model={version_dir}", *where, *arguments)
         ready = self.wait_for("^ready (.*)")[1]
         fields = dict(part.split("=", 1) for part in ready.split())
-        self.grpc, self.eas, self.stats = fields["grpc"], fields["eas"], fields["stats"]
+        self.grpc, self.rest, self.eas, self.stats = (fields[name] for name in ("grpc", "rest", "eas", "stats"))
         self.builds = None if fields["builds"] == "-" else int(fields["builds"])
         self.level = fields["level"]
 
