@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from google.protobuf.message import DecodeError
 
@@ -15,20 +15,36 @@ from capture.convert.rest import grpc_request
 from capture.convert.values import ConversionError
 from capture.signature import REST_METHODS, SignatureDef
 from replay import eas_service, host_warmup, inference
-from replay.executor.api import CODE_NAMES, Executor
+from replay.executor.api import CODE_NAMES, XLA_COMPILATIONS, Executor
 from replay.predict import RequestError
 from replay.servable import Servable
 
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """One request that was run. ``builds`` are the graphs that were built meanwhile, None where they cannot be counted;
-    ``seconds`` is the wall time of the whole call."""
+    """One request that was run. ``builds`` are the graphs that were built meanwhile and ``compilations`` the clusters
+    that XLA compiled, None where they cannot be counted; ``seconds`` is the wall time of the whole call."""
 
     ok: bool
     message: str
     seconds: float
     builds: int | None
+    compilations: int | None = None
+
+
+class Counts(NamedTuple):
+    """Two of a process's counters; None where one cannot be read."""
+
+    builds: int | None
+    compilations: int | None
+
+    def since(self, before: Counts) -> Counts:
+        """What was added after ``before``."""
+        return Counts(_added(self.builds, before.builds), _added(self.compilations, before.compilations))
+
+
+def _added(now: int | None, before: int | None) -> int | None:
+    return None if now is None or before is None else now - before
 
 
 class Caller(Protocol):
@@ -87,14 +103,23 @@ class EasCaller:
 CALLERS: Mapping[str, type[TFServingCaller] | type[EasCaller]] = {"tfserving": TFServingCaller, "eas": EasCaller}
 
 
+def counts(executor: Executor) -> Counts:
+    """Of the process that the executor is in."""
+    return Counts(executor.builds(), executor.counter(XLA_COMPILATIONS))
+
+
+def counted(call: Callable[[], str], count: Callable[[], Counts]) -> Ran:
+    """Make one call, which returns its error, and count what was built meanwhile."""
+    before = count()
+    start = time.perf_counter()
+    message = call()
+    seconds = time.perf_counter() - start
+    return Ran(not message, message, seconds, *count().since(before))
+
+
 def run_counted(executor: Executor, caller: Caller, body: bytes, method: str = "Predict") -> Ran:
     """Run one request alone and count what it built. EAS has one method, whatever its name."""
-    before = executor.builds()
-    start = time.perf_counter()
-    message = caller.call(body, method)
-    seconds = time.perf_counter() - start
-    after = executor.builds()
-    return Ran(not message, message, seconds, None if before is None or after is None else after - before)
+    return counted(lambda: caller.call(body, method), lambda: counts(executor))
 
 
 def signature_defs(executor: Executor) -> dict[str, SignatureDef]:

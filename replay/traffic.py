@@ -105,7 +105,7 @@ def gather(
             continue
         identical = comparable(family, request, method) in same
         found.judged.append(Judged(signature, group, held.sample.body, identical))
-    covered = _groups(recorded, defs)
+    covered = groups(recorded, defs)
     judged = {one.group for one in found.judged}
     found.by_record_only = len(covered - judged)
     for signature, rows in _by_digest(signatures).items():
@@ -135,15 +135,16 @@ def _as_recorded(signature: WireSignature, body: bytes, defs: Mapping[str, Signa
     return REST_METHODS[signature.method], grpc_request(signature.method, body, signature.model, defs)
 
 
-def _groups(signatures: Iterable[WireSignature], defs: Mapping[str, SignatureDef]) -> set[str]:
-    groups = set()
+def groups(signatures: Iterable[WireSignature], defs: Mapping[str, SignatureDef]) -> set[str]:
+    """What shares an executor, of those signatures that fit these SignatureDefs."""
+    found = set()
     for signature in signatures:
         try:
-            groups.add(str(executor_key(signature, defs)))
+            found.add(str(executor_key(signature, defs)))
         except Misfit:
             # The warm-up of such a record fails, and says so itself.
             continue
-    return groups
+    return found
 
 
 def _by_digest(rows: Iterable[StoredSignature]) -> dict[WireSignature, list[StoredSignature]]:

@@ -1,32 +1,37 @@
 """The proof: warm up as the server would, replay held-out production, count graph builds.
 
-Two passes over the same requests, each in a session of its own: **cold**, without the file, and **warm**, behind it.
-Requests run one at a time, so that each build belongs to one of them.
+The same requests are run in passes, each on a model loaded anew: **cold**, without the file; as a **herd**, each new
+signature asked for by several callers at once, also without it; and **warm**, behind it. Cold and warm requests run one
+at a time, so that each build belongs to one of them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 
 from capture.export.tfrecord import LOG_METHODS, TFRecordError, read_records
+from capture.savedmodel import read_saved_model
 from capture.schema import messages
 from capture.signature import SignatureDef, WireSignature
-from replay.calls import CALLERS, Caller, run_counted, signature_defs
-from replay.executor.api import Executor
-from replay.executor.session import open_executor
+from replay.calls import CALLERS, Caller
+from replay.executor.api import Executor, Level
+from replay.figures import Herd, Pass, by_group, executors, figures, total
 from replay.host_warmup import WarmupError
+from replay.passes import ExecutorTarget, herd, serial
+from replay.tf_protos import wheel_directory
 from replay.traffic import Evidence, Judged, read_signature
-from replay.verdict import Decision, Pass, decide, figures
+from replay.verdict import Decision, VerifyLevel, decide, decide_static
+from replay.workbench import Workbench
 
-#: A group that was judged by one request is run this many times more, to know its steady latency.
-REPEATS = 2
+#: Callers of one new signature at once: what a pool of clients sends at the moment of a new version.
+HERD: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,32 +53,58 @@ class WarmupFile:
         return hashlib.sha256(self.data).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class How:
+    """Where and how requests are run. ``level`` None takes the best that this machine can have; ``warm_up_count`` is
+    EAS's; ``python`` the interpreter of another environment, empty for this one; ``libraries`` hold custom ops;
+    ``sessions`` is the size of a session group, of which the warm-up reaches the first; ``herd`` the callers at once, 0
+    for no such pass; ``server`` the command of level ``server``, which must be ready within ``server_timeout`` seconds.
+    """
+
+    level: VerifyLevel | None = None
+    warm_up_count: int = 1
+    python: str = ""
+    libraries: tuple[Path, ...] = ()
+    sessions: int = 1
+    herd: int = HERD
+    server: str = ""
+    server_timeout: float = 600.0
+
+
+@dataclass(slots=True)
+class Passes:
+    """What was run, and on what: ``tensorflow`` is its version, empty where it is not known."""
+
+    level: VerifyLevel
+    tensorflow: str
+    note: str
+    cold: Pass
+    herds: dict[str, Herd]
+    warm: Pass
+
+
 @dataclass(slots=True)
 class Report:
     """Everything that a verification found."""
 
     decision: Decision
-    level: str
-    tensorflow: str
-    note: str
     model: str
     saved_model: Path
     saved_model_sha256: str
     warmup: WarmupFile
     evidence: Evidence
-    cold: Pass
-    warm: Pass
+    passes: Passes
 
     def summary(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        evidence, judged = self.evidence, self.evidence.judged
+        evidence, judged, passes = self.evidence, self.evidence.judged, self.passes
         held_out = [one for one in judged if one.held_out]
         refused = sum(count for _, count in evidence.refused.values())
         return {
             "verdict": self.decision.verdict,
-            "level": self.level,
-            "tensorflow": self.tensorflow,
-            "note": self.note,
+            "level": passes.level,
+            "tensorflow": passes.tensorflow,
+            "note": passes.note,
             "model": self.model,
             "saved_model": f"{self.saved_model.resolve().parent.name}/{self.saved_model.resolve().name}",
             "saved_model_sha256": self.saved_model_sha256,
@@ -93,10 +124,18 @@ class Report:
                 {"line": str(signature), "reason": why, "held_out_requests": count}
                 for signature, (why, count) in evidence.refused.items()
             ],
-            "executor_keys": len({one.group for one in judged}),
-            "cold": figures(judged, self.cold),
-            "warm": figures(judged, self.warm)
-            | {"warmup_seconds": round(self.warm.warmup_seconds, 3), "warmup_builds": self.warm.warmup_builds},
+            "executor_keys": len(by_group(judged)),
+            "executors": executors(judged, passes.cold, passes.herds, passes.warm),
+            "cold": figures(judged, passes.cold),
+            "herd": {"graph_builds": total(one.builds for one in passes.herds.values())} if passes.herds else None,
+            "warm": figures(judged, passes.warm)
+            | {"warmup_seconds": round(passes.warm.warmup_seconds, 3), "warmup_builds": passes.warm.warmup_builds},
+            "sessions": [
+                {"session": number, "graph_builds": builds}
+                for number, builds in enumerate(
+                    [total(ran.builds for ran in passes.warm.results), *passes.warm.others], start=1
+                )
+            ],
         }
 
 
@@ -133,32 +172,25 @@ def verify(
     evidence_for: Callable[[Mapping[str, SignatureDef]], Evidence],
     *,
     model: str,
-    warmup_count: int,
+    how: How,
 ) -> Report:
     """Judge ``warmup`` on the model in ``saved_model`` by what ``evidence_for`` gathers for its SignatureDefs. Raises
-    ExecutorError if the model cannot be loaded."""
-    executor = open_executor(saved_model)
-    try:
-        fingerprint = _fingerprint(saved_model)
-        evidence = evidence_for(signature_defs(executor))
-        level, version, note = executor.level, executor.tensorflow_version, executor.note
-        cold = _replay(executor, CALLERS[family](executor), evidence.judged)
-    finally:
-        executor.close()
-    # A session of its own: the cold one has built everything.
-    executor = open_executor(saved_model)
-    try:
-        caller = CALLERS[family](executor)
-        warm = _warm_up(executor, caller, warmup, warmup_count)
-        if not warm.load_error:
-            done = _replay(executor, caller, evidence.judged)
-            warm.results, warm.repeats = done.results, done.repeats
-    finally:
-        executor.close()
-    decision = decide(evidence, warm, warmup.signatures, unreadable=warmup.unreadable)
-    return Report(
-        decision, level, version, note, model, saved_model, fingerprint, warmup, evidence, cold, warm
-    )  # fmt: skip
+    SavedModelError, ExecutorError or ServerError if the model cannot be read or loaded."""
+    fingerprint = _fingerprint(saved_model)
+    defs = read_saved_model(saved_model).signatures
+    evidence = evidence_for(defs)
+    if how.level == "fits":
+        passes = Passes("fits", "", "nothing was run: judged by names alone", Pass(), {}, Pass())
+        decision = decide_static(evidence, warmup.signatures, defs, unreadable=warmup.unreadable)
+    else:
+        if how.level == "server":
+            from replay.private_server import on_server
+
+            passes = on_server(how, saved_model, warmup, evidence.judged, model)
+        else:
+            passes = _on_executor(how, how.level, saved_model, family, warmup, evidence.judged)
+        decision = decide(evidence, passes.warm, warmup.signatures, unreadable=warmup.unreadable)
+    return Report(decision, model, saved_model, fingerprint, warmup, evidence, passes)
 
 
 def _fingerprint(saved_model: Path) -> str:
@@ -168,6 +200,33 @@ def _fingerprint(saved_model: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         return ""
+
+
+def _on_executor(
+    how: How, level: Level | None, saved_model: Path, family: str, warmup: WarmupFile, judged: Sequence[Judged]
+) -> Passes:
+    # Requests are read with the messages of this environment, whatever the child has.
+    wheel_directory()
+    with Workbench(how.python, how.libraries) as bench:
+        executor = bench.open(saved_model, level)
+        cold = serial(ExecutorTarget(executor, CALLERS[family](executor)), judged)
+        executor.close()
+        herds = {}
+        if how.herd:
+            # A session of its own: the cold one has built everything.
+            executor = bench.open(saved_model, level)
+            herds = herd(ExecutorTarget(executor, CALLERS[family](executor)), judged, how.herd)
+            executor.close()
+        group = [bench.open(saved_model, level) for _ in range(how.sessions)]
+        callers = [CALLERS[family](one) for one in group]
+        warm = _warm_up(group[0], callers[0], warmup, how.warm_up_count)
+        if not warm.load_error:
+            first, *others = (
+                serial(ExecutorTarget(one, caller), judged) for one, caller in zip(group, callers, strict=True)
+            )
+            warm.results, warm.repeats = first.results, first.repeats
+            warm.others = [total(ran.builds for ran in other.results) for other in others]
+        return Passes(executor.level, executor.tensorflow_version, executor.note, cold, herds, warm)
 
 
 def _warm_up(executor: Executor, caller: Caller, warmup: WarmupFile, count: int) -> Pass:
@@ -181,18 +240,4 @@ def _warm_up(executor: Executor, caller: Caller, warmup: WarmupFile, count: int)
     done.warmup_seconds = time.perf_counter() - start
     after = executor.builds()
     done.warmup_builds = None if before is None or after is None else after - before
-    return done
-
-
-def _replay(executor: Executor, caller: Caller, judged: list[Judged]) -> Pass:
-    done = Pass()
-    seen: dict[str, int] = {}
-    for one in judged:
-        done.results.append(run_counted(executor, caller, one.body, one.signature.method))
-        seen[one.group] = seen.get(one.group, 0) + 1
-    for one in judged:
-        if seen[one.group] == 1:
-            done.repeats[one.group] = [
-                run_counted(executor, caller, one.body, one.signature.method).seconds for _ in range(REPEATS)
-            ]
     return done

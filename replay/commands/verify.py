@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, get_args
 
 import msgspec
 import typer
 
 from capture.commands.options import DEFAULT_STORE, SharedOption
-from capture.commands.tables import print_table, printable
 from capture.errors import UserError
 from capture.export.files import write_atomically
 from capture.export.manifest import MANIFEST_NAME, MANIFEST_SUFFIX, with_proof
 from capture.export.tfrecord import WARMUP_PATH
 from capture.signature import SignatureDef
 from capture.store.base import Store, open_store
+from replay.commands.verify_table import print_report
 from replay.services import refuse_other_services
-from replay.traffic import Evidence, Judged, gather
-from replay.verdict import Pass
-from replay.verify import Report, read_warmup_file
+from replay.traffic import Evidence, gather
+from replay.verdict import BEST, VerifyLevel
+from replay.verify import HERD, How, Report, read_warmup_file
 from replay.verify import verify as run_verify
 
 #: What a manifest is told of a verification.
@@ -42,8 +43,9 @@ _PROOF = (
 )
 #: Formats that can be judged, and whose requests judge them.
 JUDGED = {"tfrecord": "tfserving", "eas-bin": "eas"}
-#: Exit codes: the file is proved; it is not; there is nothing usable to judge.
-PROVED, NOT_PROVED, UNUSABLE = 0, 1, 2
+#: Exit codes: the file has the best verdict of the level that was asked for; it has not; there is nothing usable to
+#: judge.
+PASSED, NOT_PASSED, UNUSABLE = 0, 1, 2
 
 
 def verify(
@@ -64,24 +66,87 @@ def verify(
     warm_up_count: Annotated[
         int, typer.Option(min=1, help="EAS: how often the request is sent (metadata.rpc.warm_up_count).")
     ] = 5,
+    level: Annotated[
+        str | None,
+        typer.Option(
+            "--level",
+            help="fits (names alone, no TensorFlow), runs (C API), executor (C++ session, builds counted) or server;"
+            " default: the best that can be had here.",
+        ),
+    ] = None,
+    server_cmd: Annotated[
+        str | None,
+        typer.Option(
+            "--server-cmd",
+            help="Level server: this command, started with the file in place and without it. {model_name},"
+            " {model_base_path}, {model_version}, {grpc_port}, {rest_port} and {monitoring_config} stand for what it"
+            " shall serve.",
+            metavar="CMD",
+        ),
+    ] = None,
+    server_timeout: Annotated[float, typer.Option(min=1, help="Seconds until that server must be AVAILABLE.")] = 600,
+    python: Annotated[
+        str, typer.Option("--python", help="Run in this interpreter, of an environment with the server's TensorFlow.")
+    ] = "",
+    op_library: Annotated[
+        list[Path] | None, typer.Option("--op-library", help="A shared object with custom ops; may be repeated.")
+    ] = None,
+    sessions: Annotated[
+        int, typer.Option(min=1, help="A session group: so many sessions, of which the first is warmed up.")
+    ] = 1,
+    herd: Annotated[
+        int, typer.Option(min=0, help="How many callers ask a cold model for each signature at once; 0: not tried.")
+    ] = HERD,
+    manifest: Annotated[
+        Path | None, typer.Option("--manifest", help="Where the proof is noted; default: the one beside the file.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
     allow_shared_store: SharedOption = False,
 ) -> None:
     """Prove on real TensorFlow that a warm-up file helps: warm up as the server would, replay held-out requests, count
     graph builds.
 
-    Exit code 0: proved. 1: not proved, with the reasons. 2: nothing usable to judge.
+    Exit code 0: proved, or the best that the --level asked for can say. 1: not, with the reasons. 2: nothing usable to
+    judge.
     """
     try:
-        report = _run(saved_model, warmup, traffic, model, form, warm_up_count, allow_shared_store)
+        how = _how(level, server_cmd, server_timeout, python, op_library or [], sessions, herd, warm_up_count)
+        report = _run(saved_model, warmup, traffic, model, form, how, manifest, allow_shared_store)
     except UserError as error:
         typer.echo(f"capture: error: {error}", err=True)
         raise typer.Exit(UNUSABLE) from None
+    summary = report.summary()
     if as_json:
-        print(msgspec.json.format(msgspec.json.encode(report.summary()), indent=2).decode())
+        print(msgspec.json.format(msgspec.json.encode(summary), indent=2).decode())
     else:
-        _print(report)
-    raise typer.Exit(PROVED if report.decision.verdict == "proved" else NOT_PROVED)
+        print_report(summary)
+    raise typer.Exit(PASSED if report.decision.verdict == BEST[how.level or "executor"] else NOT_PASSED)
+
+
+def _how(
+    level: str | None,
+    server: str | None,
+    timeout: float,
+    python: str,
+    libraries: list[Path],
+    sessions: int,
+    herd: int,
+    warm_up_count: int,
+) -> How:
+    """The options, as far as they go together. Raises UserError."""
+    if level is None and server is not None:
+        level = "server"
+    chosen = next((one for one in get_args(VerifyLevel) if one == level), None)
+    if level is not None and chosen is None:
+        raise UserError(f"--level {level}: no such level; one of: {', '.join(get_args(VerifyLevel))}")
+    if (chosen == "server") != (server is not None):
+        raise UserError("--level server and --server-cmd CMD belong together")
+    own = {"--python": python, "--op-library": libraries, "--sessions": sessions > 1}
+    if chosen in ("server", "fits") and (given := next((name for name, value in own.items() if value), None)):
+        raise UserError(f"{given}: level {chosen} runs no session of its own")
+    if missing := next((path for path in libraries if not path.is_file()), None):
+        raise UserError(f"--op-library {missing}: no such file")
+    return How(chosen, warm_up_count, python, tuple(libraries), sessions, herd, server or "", timeout)
 
 
 def _run(
@@ -90,13 +155,19 @@ def _run(
     traffic: str,
     model: str | None,
     form: str | None,
-    warm_up_count: int,
+    how: How,
+    manifest: Path | None,
     allow_shared: bool,
 ) -> Report:
     name = form or ("eas-bin" if warmup is not None and warmup.suffix == ".bin" else "tfrecord")
     if name not in JUDGED:
         raise UserError(f"--format {name}: no TensorFlow server warms up from it; one of: {', '.join(JUDGED)}")
     family = JUDGED[name]
+    if family != "tfserving":
+        if how.level == "server":
+            raise UserError("--server-cmd: is for TF Serving; what EAS runs is judged at level executor")
+    else:
+        how = replace(how, warm_up_count=1)
     if warmup is None and family == "tfserving":
         warmup = saved_model / WARMUP_PATH
     if warmup is None:
@@ -133,31 +204,36 @@ def _run(
             file,
             evidence_for,
             model=model,
-            warmup_count=1 if family == "tfserving" else warm_up_count,
+            how=how,
         )
     finally:
         source.close()
     if warmup.read_bytes() != file.data:
         raise UserError(f"{warmup}: was replaced while it was judged; run verify again")
-    _tell_manifest(report)
+    _tell_manifest(report, manifest)
     return report
 
 
-def _tell_manifest(report: Report) -> None:
-    """Write what was proved into the manifest beside the file, if there is one of these very bytes."""
+def _tell_manifest(report: Report, named: Path | None) -> None:
+    """Write what was proved into the manifest, if there is one of these very bytes. Raises UserError where one was
+    named that is not."""
     summary = report.summary()
     proof = {key: summary[key] for key in _PROOF}
     path = report.warmup.path
-    for beside in (path.with_name(path.name + MANIFEST_SUFFIX), path.with_name(MANIFEST_NAME)):
+    usual = [path.with_name(path.name + MANIFEST_SUFFIX), path.with_name(MANIFEST_NAME)]
+    for place in usual if named is None else [named]:
         try:
-            told = with_proof(beside.read_bytes(), report.warmup.sha256, proof)
+            told = with_proof(place.read_bytes(), report.warmup.sha256, proof)
             if told is not None:
-                write_atomically(beside, told, check=lambda _: None, mode=beside.stat().st_mode & 0o777)
+                write_atomically(place, told, check=lambda _: None, mode=place.stat().st_mode & 0o777)
                 return
         except FileNotFoundError:
             continue
         except OSError as error:
-            typer.echo(f"note: {beside}: not updated: {error.strerror}", err=True)
+            typer.echo(f"note: {place}: not updated: {error.strerror}", err=True)
+            return
+    if named is not None:
+        raise UserError(f"--manifest {named}: there is no manifest of {path}")
 
 
 def _models(source: Store, family: str) -> list[str]:
@@ -172,75 +248,3 @@ def _only_model(source: Store, family: str, traffic: str) -> str:
         refuse_other_services(source, None)
         raise UserError(f"store {traffic}: nothing captured for {family}; `capture ls` lists what is there")
     raise UserError(f"store {traffic} holds {len(models)} models ({', '.join(models)}); choose one with --model")
-
-
-def _print(report: Report) -> None:
-    rows = []
-    for group, places in _groups(report.evidence.judged).items():
-        first = report.evidence.judged[places[0]]
-        rows.append(
-            (
-                first.signature.digest[:15],
-                str(len(places)),
-                *_cells(report.cold, group, places),
-                *_cells(report.warm, group, places),
-                printable(str(first.signature)),
-            )
-        )
-    print_table(
-        (
-            "SIGNATURE",
-            "JUDGED BY",
-            "COLD BUILDS",
-            "FIRST MS",
-            "STEADY MS",
-            "WARM BUILDS",
-            "FIRST MS",
-            "STEADY MS",
-            "LINE",
-        ),
-        rows,
-        right=frozenset({"JUDGED BY", "COLD BUILDS", "FIRST MS", "STEADY MS", "WARM BUILDS"}),
-    )
-    for note in report.decision.notes:
-        print(f"note: {printable(note)}")
-    for reason in report.decision.reasons:
-        print(f"{report.decision.verdict}: {printable(reason)}")
-    if report.note:
-        print(f"note: {report.note}")
-    summary = report.summary()
-    stored = summary["held_out_requests"] + summary["held_out_refused"] + summary["held_out_unreadable"]
-    print(
-        f"verdict: {report.decision.verdict} at level {report.level} (TensorFlow {report.tensorflow})"
-        f" for {printable(report.model)} on {summary['saved_model']}:"
-        f" {summary['held_out_requests']} of {stored} held-out requests judged"
-        f" ({summary['byte_identical']} byte-identical to a record), {summary['held_out_refused']} refused by it,"
-        f" {summary['executor_keys']} executor keys, {summary['records']} records"
-        f" ({summary['judged_by_record_only']} executors judged by their record alone);"
-        f" builds cold {_count(summary['cold'])}, warm {_count(summary['warm'])}"
-    )
-
-
-def _count(figures: dict[str, Any]) -> str:
-    return "unknown" if figures["graph_builds"] is None else str(figures["graph_builds"])
-
-
-def _groups(judged: list[Judged]) -> dict[str, list[int]]:
-    groups: dict[str, list[int]] = {}
-    for place, one in enumerate(judged):
-        groups.setdefault(one.group, []).append(place)
-    return groups
-
-
-def _cells(done: Pass, group: str, places: list[int]) -> tuple[str, str, str]:
-    """(builds, first ms, steady ms) of one group in one pass."""
-    if not done.results:
-        return "-", "-", "-"
-    ran = [done.results[place] for place in places]
-    later = sorted([one.seconds for one in ran[1:]] + done.repeats.get(group, []))
-    builds = [one.builds for one in ran]
-    return (
-        "?" if None in builds else str(sum(count or 0 for count in builds)),
-        f"{1000 * ran[0].seconds:.1f}",
-        f"{1000 * later[len(later) // 2]:.1f}" if later else "-",
-    )

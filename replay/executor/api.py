@@ -20,6 +20,9 @@ Level = Literal["executor", "runs"]
 #: The counter of graph builds (TensorFlow, core/framework/metrics.cc). Process-wide.
 GRAPH_BUILDS = "/tensorflow/core/graph_build_calls"
 
+#: The counter of clusters that XLA compiled (core/framework/metrics.cc). Process-wide.
+XLA_COMPILATIONS = "/tensorflow/core/xla_compilations"
+
 #: The integer metrics that are read and shown; the registry holds many more.
 COUNTERS = (
     GRAPH_BUILDS,
@@ -27,7 +30,7 @@ COUNTERS = (
     "/tensorflow/core/graph_runs",
     "/tensorflow/core/direct_session_runs",
     "/tensorflow/core/session_created",
-    "/tensorflow/core/xla_compilations",
+    XLA_COMPILATIONS,
     "/tensorflow/core/xla_compilation_time_usecs",
 )
 

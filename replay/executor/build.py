@@ -38,7 +38,8 @@ def shim_path() -> Path:
     or the cache directory cannot be used.
     """
     try:
-        wheel = tf_protos.wheel_directory()
+        # Resolved: a wheel that is reached by two paths is one, and needs one shim.
+        wheel = tf_protos.wheel_directory().resolve()
     except tf_protos.TensorFlowMissing as error:
         raise ExecutorError(str(error)) from None
     library = wheel / LIBRARY

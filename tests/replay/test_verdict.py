@@ -2,12 +2,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
-from capture.signature import WireSignature, wire_signature
+from capture.signature import SignatureDef, TensorInfo, WireSignature, executor_key, wire_signature
 from replay.calls import Ran
+from replay.figures import Pass
 from replay.traffic import Evidence, Judged
-from replay.verdict import Pass, decide, explanation, figures
+from replay.verdict import decide, decide_static, explanation
 from tests.support.stores import signature
 
 A, B = signature(["a"]), signature(["a", "model_version_id"])
@@ -121,22 +120,70 @@ def test_explanations() -> None:
     assert explanation(B, FILE) == f"nearest record {A.digest[:15]}: fetches also: model_version_id"
 
 
-def test_figures_tell_first_calls_from_later_ones() -> None:
-    cases = [judged(group="g"), judged(group="h"), judged(group="g"), judged(group="g")]
-    results = [ran(1, seconds=0.5), ran(1, seconds=0.7), ran(0, seconds=0.002), ran(0, seconds=0.004)]
-    assert figures(cases, Pass(results, repeats={"h": [0.003]})) == {
-        "graph_builds": 2,
-        "first_ms_max": 700.0,
-        "steady_ms_p50": 3.0,
-    }
+def test_another_session_of_a_group_that_builds_fails_it() -> None:
+    kind, reasons = verdict((judged(), ran()), others=[0, 3])
+    assert kind == "failed"
+    assert reasons == (
+        "session 3 of 3 built 3 graphs: the warm-up reached the first one only,"
+        " and each session has executors of its own",
+    )
 
 
-@pytest.mark.parametrize(
-    ("results", "expected"),
-    [
-        ([], {"graph_builds": 0, "first_ms_max": None, "steady_ms_p50": None}),
-        ([ran(None)], {"graph_builds": None, "first_ms_max": 1.0, "steady_ms_p50": None}),
-    ],
-)
-def test_figures_that_are_not_known(results: list[Ran], expected: dict[str, Any]) -> None:
-    assert figures([judged() for _ in results], Pass(results)) == expected
+def test_a_slow_first_call_without_a_build_is_told_and_fails_nothing() -> None:
+    slow = ran(0, seconds=0.2)
+    found = decide(Evidence([judged()]), Pass([slow], repeats={"g": [0.01, 0.012]}), FILE)
+    assert found.verdict == "proved"
+    (note,) = found.notes
+    assert note.startswith(f"{A}: first call 200.0 ms, steady 11.0 ms at 0 builds; not a graph: ")
+
+
+def test_what_xla_compiled_is_told_with_its_count() -> None:
+    compiled = Ran(True, "", 0.2, 0, 2)
+    found = decide(Evidence([judged()]), Pass([compiled], repeats={"g": [0.01]}), FILE)
+    assert found.verdict == "proved"
+    assert found.notes == (
+        f"{A}: first call 200.0 ms, steady 10.0 ms at 0 builds;"
+        " XLA compiled 2 times: for shapes or constants that no record has",
+    )
+    quick = decide(Evidence([judged()]), Pass([Ran(True, "", 0.01, 0, 1)], repeats={"g": [0.01]}), FILE)
+    assert quick.notes == (f"{A}: XLA compiled 1 times: for shapes or constants that no record has",)
+
+
+# --- by names alone ---------------------------------------------------------------------------------------------------
+
+X, Y, Z = TensorInfo("x:0"), TensorInfo("a:0"), TensorInfo("v:0")
+DEFS = {"serving_default": SignatureDef({"x": X}, {"a": Y, "model_version_id": Z})}
+
+
+def static(*cases: Judged, file: dict[str, WireSignature] = FILE, **values: Any) -> tuple[str, tuple[str, ...]]:
+    found = decide_static(Evidence(list(cases)), file, DEFS, **values)
+    return found.verdict, found.reasons
+
+
+def of(one: WireSignature, **values: Any) -> Judged:
+    return judged(one, group=str(executor_key(one, DEFS)), **values)
+
+
+def test_names_that_fit() -> None:
+    assert static(of(A)) == ("fits", ())
+
+
+def test_names_that_no_record_has() -> None:
+    assert static(of(A), of(B)) == (
+        "failed",
+        (f"{B}: would build a graph; nearest record {A.digest[:15]}: fetches also: model_version_id",),
+    )
+
+
+def test_a_record_that_the_model_refuses() -> None:
+    gone = signature(["gone"])
+    assert static(of(A), file={A.digest: A, gone.digest: gone}) == (
+        "failed",
+        (f"record {gone.digest[:15]} {gone}: this model refuses it: no output gone",),
+    )
+
+
+def test_names_claim_no_more_than_runs_do() -> None:
+    assert static()[0] == "self-check"
+    assert static(of(A, same=True))[0] == "self-check"
+    assert static(of(A), unreadable="corrupted record at byte 90")[0] == "failed"

@@ -168,6 +168,7 @@ def test_a_file_that_is_replaced_meanwhile_is_not_judged(
 ) -> None:
     from capture.errors import UserError
     from replay.commands import verify as command
+    from replay.verify import How
 
     store = fill(tmp_path / "store", "tfserving", SENT, HELD)
     exported(store, warmup, edge)
@@ -180,7 +181,7 @@ def test_a_file_that_is_replaced_meanwhile_is_not_judged(
 
     monkeypatch.setattr(command, "run_verify", replaced)
     with pytest.raises(UserError, match="was replaced while it was judged"):
-        command._run(edge, warmup, str(store), None, None, 5, False)
+        command._run(edge, warmup, str(store), None, None, How(), None, False)
     manifest = json.loads(warmup.with_name(warmup.name + MANIFEST_SUFFIX).read_bytes())
     assert manifest["proof"] == {"level": "none"}
 
