@@ -117,10 +117,12 @@ class Admission:
         now: float,
         draw: float,
         again: bool = False,
+        anew: bool = False,
     ) -> Decision:
         """One call that reached the model or may have; with ``again`` one that was told before, as unproven, and has
         succeeded now. ``size`` is the payload's bytes, None where the body is gone;
-        ``held_id`` the id to use if it is held out. The state changes as the decision says."""
+        ``held_id`` the id to use if it is held out; ``anew`` replaces a sample that is no better. The state changes as
+        the decision says."""
         decision = Decision()
         state = self._version(key.owner, now, proven, decision)
         if state is None:
@@ -147,7 +149,7 @@ class Admission:
             return decision
         if size is None:
             return decision
-        if self._takes_sample(known, proven, shapes, now):
+        if self._takes_sample(known, proven, shapes, now) or (anew and proven >= known.sample_proven):
             self.stored_bytes += size - known.sample_size
             known.sample_at, known.sample_shapes, known.sample_proven = now, shapes, proven
             known.sample_size = size

@@ -102,6 +102,10 @@ class VersionState:
     def enliven(self, digest: str) -> None:
         """A signature is new or back; it is not evicted."""
         self.live += 1
+        self.rerank(digest)
+
+    def rerank(self, digest: str) -> None:
+        """Take up the rank of a signature, which may be lower than before."""
         if len(self.ranks) > 2 * self.live + 64:
             self.ranks = [(known.rank, name) for name, known in self.signatures.items() if not known.evicted]
             heapq.heapify(self.ranks)

@@ -21,7 +21,8 @@ class ListenerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     not (a custom URL, or a service at the root); empty otherwise. ``services`` maps EAS services to their dialects
     where they differ from the listener's. ``version`` is the model version behind this listener where the server does
     not tell it (EAS); empty: unknown. ``mirrored``: the traffic is a copy that no model server answers, so nothing of
-    it is proven.
+    it is proven. ``status`` is the REST address of the model server where its versions are asked for, http://host:port;
+    empty: nowhere.
     """
 
     name: str
@@ -30,6 +31,7 @@ class ListenerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: str = ""
     services: dict[str, str] = {}
     mirrored: bool = False
+    status: str = ""
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

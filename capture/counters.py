@@ -72,6 +72,8 @@ def _histogram(name: str) -> list[Counter]:
 TABLE: Final[tuple[Counter, ...]] = (
     Counter("relay_starts", "supervisor", "Relay processes started"),
     Counter("worker_starts", "supervisor", "Capture worker processes started"),
+    Counter("status_polls", "supervisor", "Requests to model servers for their versions and SignatureDefs"),
+    Counter("status_failures", "supervisor", "Of those, the ones without a usable answer"),
     Counter("flows_opened", "relay", "Client connections accepted"),
     *(Counter(f"flows_closed_{reason}", "relay", f"Flows that ended: {reason}") for reason in FLOW_END_REASONS),
     Counter("client_bytes", "relay", "Bytes relayed from clients to the model server"),
@@ -106,6 +108,9 @@ TABLE: Final[tuple[Counter, ...]] = (
     Counter("requests_lost", "worker", "Requests of which bytes were missed by the tap"),
     Counter("requests_shed", "worker", "Requests passed over, chosen at random, because the worker was behind"),
     Counter("requests_missed", "worker", "Requests that passed unseen (estimated: in gaps and before a joined flow)"),
+    Counter("versions_attributed", "worker", "Calls whose version the status of the model server told"),
+    Counter("versions_unknown", "worker", "Calls whose version it could not tell; they are stored as unknown"),
+    Counter("metadata_stored", "worker", "SignatureDefs of model versions handed to the store"),
     Counter("flows_undecodable", "worker", "Flows that are not readable HTTP"),
     Counter("flows_tls", "worker", "Flows that are TLS on a listener without tls; counted in flows_undecodable too"),
     Counter("flows_unsynced", "worker", "Flows whose framing was lost by missed bytes"),

@@ -147,6 +147,7 @@ class ExchangeTracker:
     def _enter(self, exchange: Exchange) -> OpenExchange:
         entry = self._open[exchange.stream] = OpenExchange(exchange, self._budget)
         exchange.began = self._budget.finished
+        exchange.began_at = self._budget.monotonic
         self._budget.exchanges += 1
         return entry
 

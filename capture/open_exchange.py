@@ -90,19 +90,23 @@ class Exchange:
     calls: int = 1
     began: int = 0
     ended: int = 0
+    #: The tap's clock when the request's head was read, monotonic seconds: not after its first byte.
+    began_at: float = 0.0
 
 
 class BodyBudget:
     """The bytes of bodies that a worker may hold at a time, over all flows: of requests, and of compressed responses
-    that wait to be unpacked. And how many exchanges are open, and have ended."""
+    that wait to be unpacked. And how many exchanges are open, and have ended; and what time it is."""
 
-    __slots__ = ("_open", "exchanges", "finished", "limit", "used")
+    __slots__ = ("_open", "exchanges", "finished", "limit", "monotonic", "used")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
         self.exchanges = 0
         self.finished = 0
+        #: The tap's clock, in seconds.
+        self.monotonic = 0.0
         self._open: dict[int, OpenExchange] = {}
 
     def take(self, owner: OpenExchange, size: int) -> None:

@@ -5,7 +5,6 @@ Frames go in as the tap reader hands them over; time comes from the tap's own TI
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -13,6 +12,8 @@ import msgspec
 
 from capture import tap
 from capture.admission import Admission
+from capture.admission_moves import wanted_later
+from capture.attribution import STATUS_FAMILIES, Attribution
 from capture.config import ListenerConfig
 from capture.dialects.base import Outcome
 from capture.exchange import ExchangeTracker
@@ -33,6 +34,7 @@ from capture.store.base import (
     RecordKey,
     Sample,
     SignatureDelta,
+    bump,
 )
 from capture.wire import events as ev
 from capture.wire.detect import TLS, FlowObserver
@@ -89,6 +91,8 @@ class Pipeline:
         self.monotonic = 0.0
         #: The share of exchanges to shed: see :mod:`capture.shedding`. Whoever feeds sets it.
         self.shed = 0.0
+        #: Whose version model servers can be asked for.
+        self.attribution = Attribution(count)
         self.batch = Batch(run)
         self.urgent = False
 
@@ -124,6 +128,7 @@ class Pipeline:
             elif kind == tap.TIME:
                 monotonic, wall = tap.TIME_PAYLOAD.unpack(payload)
                 self.monotonic, self.now = monotonic / 1e9, wall / 1e9
+                self._budget.monotonic = self.monotonic
             elif kind == tap.OPEN:
                 self._open(number, payload)
             elif kind == tap.LOST:
@@ -307,7 +312,7 @@ class Pipeline:
             if call.signature.chars <= MAX_SIGNATURE_CHARS:
                 version = judgement.version or call.version or listener.version or UNKNOWN_VERSION
                 again = before is Outcome.UNPROVEN
-                self._call(exchange, call, outcome, ModelVersion(family, model, version), again)
+                self._call(exchange, call, outcome, ModelVersion(family, model, version), again, listener.status)
                 return
             outcome, reason = Outcome.UNDECODABLE, "signature too large"
         self._count(f"requests_{outcome}", 1)
@@ -319,8 +324,10 @@ class Pipeline:
         key = (family, model, outcome, reason)
         self.batch.refusals[key if self._known_reason(key) else (family, OTHER, outcome, reason)] += 1
 
-    def _call(self, exchange: Exchange, call: Call, outcome: Outcome, owner: ModelVersion, again: bool) -> None:
-        """A call that reached the model, or may have; ``again``: it is counted already, as unproven, and succeeded."""
+    def _call(
+        self, exchange: Exchange, call: Call, outcome: Outcome, owner: ModelVersion, again: bool, status: str
+    ) -> None:
+        """A call that reached the model, or may have. ``again``: counted already, as unproven, and it succeeded now."""
         proven = outcome is Outcome.PROVEN
         calls = exchange.calls
         self._count("requests_proven" if proven else "requests_unproven", calls)
@@ -328,35 +335,47 @@ class Pipeline:
         shapes = call.shapes
         if len(shapes) > MAX_SHAPES_CHARS:
             shapes = OTHER
-        body = exchange.body
+        body, draw = exchange.body, self._draw()
         self._held_number += 1
         held_id = f"{self._name}-{self._held_number:x}"
+        stretch, anew, now = None, False, self.now
+        if status and owner.family in STATUS_FAMILIES:
+            times = exchange.began_at, self.monotonic
+            stretch, likely = self.attribution.call(key, call, status, proven, calls, *times)
+            if stretch is not None and likely is not None:
+                wanted, anew = wanted_later(self._admission, likely, proven=proven, shapes=shapes, now=now, draw=draw)
+                anew = anew and not self.attribution.sample_waits(key)
+                body = body if wanted else None
         decision = self._admission.observe(
             key,
             proven=proven,
             shapes=shapes,
             size=None if body is None else len(body) + len(exchange.wire_body or b""),
             held_id=held_id,
-            now=self.now,
-            draw=self._draw(),
+            now=now,
+            draw=draw,
             again=again,
+            anew=anew,
         )
         if not decision.admitted:
             self._count("signatures_turned_away", 1)
             return
+        if stretch is not None:
+            stretch.add(proven, calls, shapes, exchange.sender, now)
+            self.attribution.keep(stretch, now if decision.sample else None, held_id if decision.hold else "")
         batch = self.batch
         delta = batch.seen.get(key)
         if delta is None:
-            delta = batch.seen[key] = SignatureDelta(call.signature, self.now, self.now)
-        delta.last_seen = self.now
+            delta = batch.seen[key] = SignatureDelta(call.signature, now, now)
+        delta.last_seen = now
         delta.hours += decision.new_hour
         delta.proven += proven * calls
         if again:
             delta.unproven -= calls
         else:
             delta.unproven += (not proven) * calls
-            _bump(delta.shapes, shapes, MAX_SHAPES, calls)
-            _bump(delta.senders, exchange.sender, MAX_SENDERS, calls)
+            bump(delta.shapes, shapes, MAX_SHAPES, calls)
+            bump(delta.senders, exchange.sender, MAX_SENDERS, calls)
         if body is not None and (decision.sample or decision.hold is not None):
             sample = Sample(body, exchange.wire_body, exchange.headers, exchange.path, shapes, outcome, self.now)
             self.urgent = True
@@ -379,8 +398,3 @@ class Pipeline:
                 del self.batch.held_out[held_id]
             else:
                 pending[1].draw, pending[1].for_signature = draw, for_signature
-
-
-def _bump(counts: Counter[str], name: str, most: int, times: int) -> None:
-    """Count ``name``, with at most ``most`` names: a store that is away for hours must not fill the memory."""
-    counts[name if name in counts or len(counts) < most else OTHER] += times

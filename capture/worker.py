@@ -1,9 +1,9 @@
 """The capture worker: a process that reads the tap and writes the store. The composition root of ``capture``.
 
-Started by the supervisor as ``python -m capture.worker --tap-fd N --counters-fd N --config-fd N --pair N
---state-fd N``. It is never on the path: when it is stopped or slow, the tap loses bytes and says so; when it is killed
-the next one reads on (:mod:`capture.held_tap`). While it is behind it sheds exchanges
-at random (:mod:`capture.shedding`), so that it need not come to that.
+Started by the supervisor as ``python -m capture.worker --tap-fd N --counters-fd N --config-fd N --pair N --state-fd N
+--status-fd N``. It is never on the path: when it is stopped or slow, the tap loses bytes and says so; when it is killed
+the next one reads on (:mod:`capture.held_tap`). While it is behind it sheds exchanges at random
+(:mod:`capture.shedding`), so that it need not come to that.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from capture.admission import Admission, drop_requests
+from capture.attribution import settle
 from capture.config import WORKER_CLOSE_SECONDS, WorkerConfig
 from capture.counters import SLOT, Counters
 from capture.dialects.table import BY_NAME
@@ -31,6 +32,7 @@ from capture.held_tap import HeldTap
 from capture.logline import LineFormatter
 from capture.pipeline import Pipeline
 from capture.shedding import shed_share
+from capture.status_board import StatusBoard
 from capture.store.base import Store, StoreError, open_store
 from capture.store_writer import StoreWriter
 from capture.tap import Frame, TapError, TapReader
@@ -79,9 +81,10 @@ class Worker:
         counters: Counters,
         store: Store,
         state: FlowState | None = None,
+        board: StatusBoard | None = None,
     ) -> None:
-        """``state``: the tap goes on without this worker, and the next one reads on where it stood. Raises StateError
-        if it is broken."""
+        """``state``: the tap goes on without this worker, and the next one reads on where it stood. ``board``: what
+        the supervisor knows of model versions. Raises StateError if the state is broken."""
         limits = config.limits
         self._config = config
         self._socket = tap_socket
@@ -110,6 +113,9 @@ class Worker:
         )
         if self._held:
             self._held.resume(self._pipeline)
+        self._board = board
+        if board is not None:
+            self._pipeline.attribution.begin(board.asked())
         self._writer = StoreWriter(store, counters)
         self._flushed_at = 0.0
         self._expired_at = time.monotonic()
@@ -202,12 +208,24 @@ class Worker:
         if now - self._expired_at > EXPIRE_INTERVAL:
             self._expired_at = now
             self._expire(time.time())
+        self._look_at_board()
         due = now - self._flushed_at >= self._config.flush_interval
         if (due or self._pipeline.urgent) and self._dirty:
             if self._writer.idle.is_set():
                 self._flush()
             elif self._pipeline.urgent and self._pipeline.batch.payload_bytes > MAX_WAITING_BYTES:
                 self._counters.add("store_dropped", drop_requests(self._pipeline.batch, self._admission))
+
+    def _look_at_board(self) -> None:
+        """Take up what the supervisor has learned of model versions, and say what is to be asked for."""
+        if self._board is None:
+            return
+        attribution = self._pipeline.attribution
+        if (answers := self._board.answered()) is not None:
+            attribution.learn(answers)
+            self._dirty = self._dirty or attribution.waits
+        if attribution.asks_changed:
+            self._board.ask(attribution.asks())
 
     def _tap_fill(self) -> float:
         """The share of the tap's buffer that is in use, by what relay and worker have counted."""
@@ -237,6 +255,8 @@ class Worker:
         self._flushed_at = time.monotonic()
         self._dirty = False
         self._writer.write(self._pipeline.take())
+        if settle(self._pipeline.attribution, self._admission, self._pipeline.batch, time.monotonic()):
+            self._dirty = True
 
     def _expire(self, now: float) -> None:
         self._pipeline.release(self._admission.expire(now))
@@ -260,6 +280,8 @@ class Handed(NamedTuple):
     pair: int = 0
     #: -1: the tap ends with this worker.
     state: int = -1
+    #: -1: the supervisor tells nothing of model versions.
+    status: int = -1
 
 
 def work(handed: Handed, *, store: str = "", stop: Sequence[int] = ()) -> int:
@@ -273,14 +295,16 @@ def work(handed: Handed, *, store: str = "", stop: Sequence[int] = ()) -> int:
                 config = msgspec.json.decode(file.read(), type=WorkerConfig)
             counters = Counters(handed.counters, handed.pair)
             state = None if handed.state < 0 else FlowState(handed.state)
+            board = None if handed.status < 0 else StatusBoard(handed.status)
         except (msgspec.MsgspecError, ValueError) as error:
             # They can be of different versions where each has its own container.
             say(logging.ERROR, "sidecar and worker do not fit together: run one version of both", error=error)
             return UNUSABLE
         finally:
             os.close(handed.counters)  # the mapping has one of its own
-            if handed.state >= 0:
-                os.close(handed.state)
+            for fd in (handed.state, handed.status):
+                if fd >= 0:
+                    os.close(fd)
         logging.getLogger().setLevel(config.log_level.upper())
         for listener in config.listeners:
             if listener.dialect != "auto" and listener.dialect not in BY_NAME:
@@ -292,7 +316,7 @@ def work(handed: Handed, *, store: str = "", stop: Sequence[int] = ()) -> int:
             limit_address_space(config.memory_bytes)
         try:
             opened = open_store(config.store, create=True, allow_shared=config.allow_shared_store)
-            return Worker(config, tap_socket, counters, opened, state).run(stop)
+            return Worker(config, tap_socket, counters, opened, state, board).run(stop)
         except StateError as error:
             say(logging.ERROR, "cannot read on where the worker before was", error=error)
             return UNUSABLE
@@ -332,8 +356,11 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument(f"--{name}-fd", type=int, required=True)
     parser.add_argument("--pair", type=int, default=0)
     parser.add_argument("--state-fd", type=int, default=-1)
+    parser.add_argument("--status-fd", type=int, default=-1)
     options = parser.parse_args(arguments)
-    handed = Handed(options.tap_fd, options.counters_fd, options.config_fd, options.pair, options.state_fd)
+    handed = Handed(
+        options.tap_fd, options.counters_fd, options.config_fd, options.pair, options.state_fd, options.status_fd
+    )
     return work(handed, stop=[prepare()])
 
 

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Sequence
 
 from capture.counters import Counters
+from capture.status_board import StatusBoard
 from proxy.keeping import Orders
 from proxy.logs import LineSink
 from proxy.relay_keeper import RELAY_COMMAND, RelayKeeper
@@ -30,9 +31,11 @@ class Pair:
         relay_command: Sequence[str] = RELAY_COMMAND,
         worker_command: Sequence[str] = WORKER_COMMAND,
         elsewhere: WorkerSocket | None = None,
+        board: StatusBoard | None = None,
     ) -> None:
         """``sockets`` are bound already, in the order of the settings; ``counters`` are this pair's. ``changed`` is
-        called whenever relay or worker come or go. ``elsewhere``: where workers connect that are not started here."""
+        called whenever relay or worker come or go. ``elsewhere``: where workers connect that are not started here;
+        ``board``: where they learn what model servers say of their versions."""
         self.number = number
         self._counters = counters
         self.relay = RelayKeeper(
@@ -55,6 +58,7 @@ class Pair:
             changed=changed,
             command=worker_command,
             elsewhere=elsewhere,
+            board=board,
         )
 
     def state(self) -> PairState:

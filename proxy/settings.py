@@ -16,6 +16,7 @@ from capture.dialects.table import BY_NAME, EAS
 from proxy import address
 from proxy.deadlines import Deadlines, KeepAlive
 from proxy.settings_errors import explain
+from proxy.settings_tls import ListenTls, UpstreamTls
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 ListenerMode = Literal["relay", "sink"]
@@ -32,40 +33,6 @@ DEFAULT_ADMIN = "127.0.0.1:8590"
 
 class SettingsError(ValueError):
     """What the user wrote cannot be used. One line that names the place and the remedy."""
-
-
-class ListenTls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """TLS towards clients. Files are PEM; they are read again when they change, and at SIGHUP."""
-
-    certificate: Annotated[str, Meta(min_length=1, description="path of the certificate chain")]
-    key: Annotated[str, Meta(min_length=1, description="path of the private key, without a passphrase")]
-    client_ca: Annotated[
-        str, Meta(description="path of the CAs that client certificates must come from; empty asks for none")
-    ] = ""
-    alpn: Annotated[
-        tuple[str, ...], Meta(description="protocols that clients may choose; what they choose is offered upstream")
-    ] = ("h2", "http/1.1")
-
-
-class UpstreamTls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """TLS towards the model server. Files are PEM; they are read again when they change, and at SIGHUP."""
-
-    ca: Annotated[
-        str, Meta(description="path of the CAs that the server's certificate must come from; empty: system")
-    ] = ""
-    server_name: Annotated[
-        str, Meta(description="name in the server's certificate, and SNI; empty: upstream's host")
-    ] = ""
-    verify: Annotated[bool, Meta(description="false accepts any certificate")] = True
-    certificate: Annotated[str, Meta(description="path of a client certificate chain; empty: none")] = ""
-    key: Annotated[str, Meta(description="path of its private key")] = ""
-    alpn: Annotated[
-        tuple[str, ...],
-        Meta(
-            description="protocols offered where the client negotiated none ([h2] for plaintext gRPC clients); "
-            "otherwise exactly what the client negotiated is offered"
-        ),
-    ] = ()
 
 
 class Listener(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -95,6 +62,13 @@ class Listener(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description="EAS services that speak another dialect than the listener, by name: `{rank: eas-pytorch}`"),
     ] = {}
     version: Annotated[str, Meta(description="model version, where neither request nor response tells it (EAS)")] = ""
+    status: Annotated[
+        str,
+        Meta(
+            description="REST address of that TF Serving, http://host:port: it is asked which versions it serves, for "
+            "calls that do not tell, and for their SignatureDefs; empty: it is not asked"
+        ),
+    ] = ""
     tls: Annotated[ListenTls | None, Meta(description="TLS towards clients; none: plaintext")] = None
     upstream_tls: Annotated[UpstreamTls | None, Meta(description="TLS towards the model server; none: plaintext")] = (
         None
@@ -230,6 +204,10 @@ class Capture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Seconds,
         Meta(description="seconds behind the relay from which on requests are passed over at random; 0 is never"),
     ] = 1.0
+    status_interval: Annotated[
+        float,
+        Meta(ge=0.1, le=3600, description="seconds between two looks at the versions of a model server (status)"),
+    ] = 5.0
     worker_socket: Annotated[
         str,
         Meta(
@@ -284,6 +262,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 listener.version,
                 listener.services,
                 listener.mode == "sink",
+                listener.status,
             )
             for listener in self.listeners
         )
@@ -331,6 +310,7 @@ def check(settings: Settings) -> None:
         if listen.port and listen in seen:
             raise SettingsError(f"{place}.listen: {listener.listen!r} is already taken by {seen[listen]}")
         seen[listen] = place
+        _check_status(place, listener)
         if listener.dialect not in ("auto", *BY_NAME):
             known = ", ".join(("auto", *BY_NAME))
             raise SettingsError(f"{place}.dialect: {listener.dialect!r} is no dialect; known are {known}")
@@ -368,6 +348,21 @@ def _check_upstream(place: str, listener: Listener, listen: address.Address) -> 
             raise SettingsError(f"{place}.upstream_tls.server_name: missing; a Unix socket has no name to verify")
     if listen.accepts(upstream):
         raise SettingsError(f"{place}.upstream: {listener.upstream!r} is the listen address itself")
+
+
+def _check_status(place: str, listener: Listener) -> None:
+    if not listener.status:
+        return
+    if listener.mode == "sink":
+        raise SettingsError(f"{place}.status: a copy passes at another time than the call; remove it for mode sink")
+    scheme, separator, where = listener.status.partition("://")
+    try:
+        if not separator or scheme != "http":
+            raise ValueError("write http://host:port")
+        if address.parse(where).path:
+            raise ValueError("write http://host:port")
+    except ValueError as error:
+        raise SettingsError(f"{place}.status: {listener.status!r}: {error}") from None
 
 
 def _check_admin(admin: Admin) -> None:

@@ -21,6 +21,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol
 
 from capture.counters import Counters
+from capture.status_board import StatusBoard
 from proxy.address import parse
 from proxy.certificates import watch_certificates
 from proxy.configs import check_certificates, relay_config, worker_config
@@ -35,6 +36,7 @@ from proxy.settings import DEFAULT_ADMIN, Settings, SettingsError
 from proxy.settings import Admin as AdminSettings
 from proxy.sidecar import ListenerState, PairState, Sidecar
 from proxy.sink_keeper import SinkKeeper
+from proxy.status_poll import StatusPoller
 from proxy.takeover import Predecessor, TakeOverError, TakeOverSocket
 from proxy.upstream_watch import Probe
 from proxy.watch import CaptureWatch, Line, summary
@@ -100,6 +102,8 @@ class Supervisor:
             pairs=settings.workers,
             heartbeat_timeout=settings.relay.heartbeat_timeout,
         )
+        boards = [StatusBoard.create() for _ in range(settings.workers)]
+        self._poller = StatusPoller(lambda: self.settings, boards, counters)
         self._pairs = [
             Pair(
                 number,
@@ -111,6 +115,7 @@ class Supervisor:
                 relay_command=relay_command,
                 worker_command=worker_command,
                 elsewhere=elsewhere,
+                board=boards[number],
             )
             for number in range(settings.workers)
         ]
@@ -190,6 +195,7 @@ class Supervisor:
         beside = [
             loop.create_task(self._watch()),
             loop.create_task(self._following.run()),
+            loop.create_task(self._poller.run()),
             loop.create_task(watch_certificates(lambda: self.settings, self._reload_relays)),
         ]
         succession = loop.create_task(self._succeed())

@@ -19,6 +19,7 @@ import msgspec
 
 from capture.config import WORKER_CLOSE_SECONDS
 from capture.counters import Counters
+from capture.status_board import StatusBoard
 from proxy import control as said
 from proxy.child import Child
 from proxy.keeping import Orders, inherited, keep
@@ -55,8 +56,10 @@ class WorkerKeeper:
         changed: Callable[[], None],
         command: Sequence[str] = WORKER_COMMAND,
         elsewhere: WorkerSocket | None = None,
+        board: StatusBoard | None = None,
     ) -> None:
-        """``number`` of the pair, ``relay`` the other half of it. ``elsewhere``: where workers connect that are not
+        """``number`` of the pair, ``relay`` the other half of it. ``board``: where it learns what model servers say of
+        their versions. ``elsewhere``: where workers connect that are not
         started here."""
         self._number = number
         self._which = orders.which(number)
@@ -67,6 +70,7 @@ class WorkerKeeper:
         self._changed = changed
         self._command = command
         self._elsewhere = elsewhere
+        self._board = board
         self._child: Child | None = None
         self._link: socket.socket | None = None
         #: The tap of the workers that are started here.
@@ -186,6 +190,10 @@ class WorkerKeeper:
         config = self._orders.worker
         return inherited(msgspec.json.encode(msgspec.structs.replace(config, run=f"{config.run}-{self._number}")))
 
+    def _shared(self) -> dict[str, int]:
+        """Memory that outlives a worker."""
+        return {"counters": self._counters.fd, **({} if self._board is None else {"status": self._board.fd})}
+
     async def _run_here(self) -> None:
         loop = asyncio.get_running_loop()
         counts = self._counters.snapshot()
@@ -194,7 +202,7 @@ class WorkerKeeper:
         if self._held is not None and not self._held.serves_another(frames, began):
             self._end_held()
         held, fresh = self._held or WorkerTap(frames), self._held is None
-        fds = {**held.worker_fds(), "counters": self._counters.fd, "config": self._config()}
+        fds = {**held.worker_fds(), **self._shared(), "config": self._config()}
         try:
             child = await Child.start(
                 (
@@ -251,9 +259,7 @@ class WorkerKeeper:
         ours, theirs = socket.socketpair()
         config_fd = self._config()
         try:
-            elsewhere.hand_over(
-                link, self._number, {"tap": theirs.fileno(), "counters": self._counters.fd, "config": config_fd}
-            )
+            elsewhere.hand_over(link, self._number, {"tap": theirs.fileno(), **self._shared(), "config": config_fd})
         except OSError as error:
             ours.close()
             link.close()

@@ -21,6 +21,8 @@ PURE = (
     "capture/flow_saves.py",
     "capture/peers.py",
     "capture/retries.py",
+    "capture/serving.py",
+    "capture/attribution.py",
     "capture/shedding.py",
     "capture/convert/*.py",
     "capture/dialects/*.py",

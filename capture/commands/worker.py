@@ -118,8 +118,8 @@ def _receive(link: socket.socket) -> Handed:
         if len(handover.fds) != len(fds):
             raise NoTap(f"it named {len(handover.fds)} descriptors and sent {len(fds)}")
         named = dict(zip(handover.fds, fds, strict=True))
-        known = {name: named[name] for name in ("tap", "counters", "config", "state") if name in named}
-        if len(known.keys() - {"state"}) != 3:
+        known = {name: named[name] for name in ("tap", "counters", "config", "state", "status") if name in named}
+        if len(known.keys() - {"state", "status"}) != 3:
             raise NoTap(f"it sent no tap, but: {', '.join(handover.fds) or 'nothing'}")
         handed = Handed(pair=handover.pair, **known)
     except NoTap:

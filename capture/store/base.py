@@ -20,6 +20,9 @@ MAX_SHAPES = 16
 MAX_SENDERS = 16
 OTHER = "(other)"
 
+#: Model versions whose SignatureDefs are kept; beyond it those fetched first are deleted.
+MAX_METADATA = 500
+
 #: The model version where the server did not tell it. A normal source, never dropped.
 UNKNOWN_VERSION = "unknown"
 
@@ -95,9 +98,34 @@ class SignatureDelta:
     senders: Counter[str] = field(default_factory=Counter)
 
 
+class StoredMetadata(NamedTuple):
+    """What a model server said of one version: the answer to ``GET /v1/models/M/versions/V/metadata``, to be read with
+    :func:`capture.metadata.read_metadata`. ``fetched_at`` is Unix time."""
+
+    owner: ModelVersion
+    fetched_at: float
+    body: bytes
+
+
+@dataclass(slots=True)
+class Move:
+    """Calls that were counted under one version and turn out to be of another one: ``delta`` goes from ``source`` to
+    ``target``, with a copy of the sample if ``sample``. ``held`` maps ids of held-out requests that go there to the
+    roles that they keep. ``evicted`` and ``released`` as in a batch: what makes room for it."""
+
+    source: RecordKey
+    target: RecordKey
+    delta: SignatureDelta
+    sample: bool
+    held: dict[str, tuple[float | None, bool]]
+    evicted: tuple[RecordKey, ...] = ()
+    released: dict[str, tuple[float | None, bool]] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class Batch:
-    """Everything that changed, applied as one transaction; evictions come before samples.
+    """Everything that changed, applied as one transaction: moves first, each with its evictions; later evictions come
+    before samples.
 
     ``released`` maps held-out ids to the roles that they keep, (draw, for_signature); one without a role is deleted.
     ``refusals`` counts (family, model, outcome, reason), ``ignored`` what was no call. ``counters`` are absolute values
@@ -105,6 +133,7 @@ class Batch:
     """
 
     run: str
+    moves: list[Move] = field(default_factory=list)
     seen: dict[RecordKey, SignatureDelta] = field(default_factory=dict)
     samples: dict[RecordKey, Sample] = field(default_factory=dict)
     held_out: dict[str, tuple[RecordKey, HeldOut]] = field(default_factory=dict)
@@ -112,6 +141,7 @@ class Batch:
     evicted: set[RecordKey] = field(default_factory=set)
     refusals: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
     ignored: Counter[str] = field(default_factory=Counter)
+    metadata: dict[ModelVersion, StoredMetadata] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
     updated_at: float = 0.0
     #: Delete signatures last seen before this time; 0 deletes nothing.
@@ -186,6 +216,9 @@ class Store(Protocol):
     def ignored(self) -> list[tuple[str, int]]:
         """(what, count) of requests that were no model call, most first."""
 
+    def metadata(self, model: str | None = None) -> list[StoredMetadata]:
+        """What model servers said of their versions, newest first; of one model if given."""
+
     def counters(self) -> dict[str, int]:
         """The counters of all runs, summed."""
 
@@ -194,6 +227,11 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Give the store back."""
+
+
+def bump(counts: Counter[str], name: str, most: int, times: int) -> None:
+    """Count ``name``, with at most ``most`` names: a store that is away for hours must not fill the memory."""
+    counts[name if name in counts or len(counts) < most else OTHER] += times
 
 
 def store_path(url: str) -> Path:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -19,16 +19,19 @@ import msgspec
 
 from capture.signature import WireSignature
 from capture.store.base import (
+    MAX_METADATA,
     MAX_SENDERS,
     MAX_SHAPES,
     OTHER,
     Batch,
     HeldOut,
     ModelVersion,
+    Move,
     RecordKey,
     Sample,
     SignatureDelta,
     StoredHeldOut,
+    StoredMetadata,
     StoredSignature,
     StoreError,
     StoreGone,
@@ -87,11 +90,10 @@ class SqliteStore:
     def apply(self, batch: Batch) -> None:
         self._insist()
         with self._transaction() as db:
+            for move in batch.moves:
+                _move(db, move)
             ids = {key: _count(db, key, delta) for key, delta in batch.seen.items()}
-            for key in batch.evicted:
-                row = _signature_id(db, key)
-                db.execute("UPDATE signatures SET evicted=1, shapes='{}', senders='{}' WHERE id=?", (row,))
-                db.execute("DELETE FROM samples WHERE signature_id=?", (row,))
+            _evict(db, batch.evicted)
             for key, sample in batch.samples.items():
                 row = ids.get(key) or _signature_id(db, key)
                 if row is not None:
@@ -111,11 +113,7 @@ class SqliteStore:
                         " VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
                         (held.id, row, held.draw, held.for_signature, *_sample_row(held.sample)),
                     )
-            for held_id, (draw, for_signature) in batch.released.items():
-                if draw is None and not for_signature:
-                    db.execute("DELETE FROM held_out WHERE id=?", (held_id,))
-                else:
-                    db.execute("UPDATE held_out SET draw=?, for_signature=? WHERE id=?", (draw, for_signature, held_id))
+            _release(db, batch.released)
             db.executemany(
                 "INSERT INTO refusals VALUES (?,?,?,?,?) ON CONFLICT DO UPDATE SET count=count+excluded.count",
                 [(*key, count) for key, count in batch.refusals.items()],
@@ -124,6 +122,7 @@ class SqliteStore:
                 "INSERT INTO ignored VALUES (?,?) ON CONFLICT DO UPDATE SET count=count+excluded.count",
                 list(batch.ignored.items()),
             )
+            _keep_metadata(db, batch.metadata.values())
             if batch.forget_before:
                 db.execute("DELETE FROM signatures WHERE last_seen < ?", (batch.forget_before,))
             if batch.counters:
@@ -187,6 +186,14 @@ class SqliteStore:
     def ignored(self) -> list[tuple[str, int]]:
         return self._rows("SELECT what, count FROM ignored ORDER BY count DESC, what")
 
+    def metadata(self, model: str | None = None) -> list[StoredMetadata]:
+        rows = self._rows(
+            "SELECT family, model, version, fetched_at, body FROM metadata WHERE ?1 IS NULL OR model = ?1"
+            " ORDER BY fetched_at DESC, family, model, version",
+            model,
+        )
+        return [StoredMetadata(ModelVersion(*row[:3]), *row[3:]) for row in rows]
+
     def counters(self) -> dict[str, int]:
         total: Counter[str] = Counter()
         for (text,) in self._rows("SELECT counters FROM runs"):
@@ -216,6 +223,79 @@ def _signature_id(db: sqlite3.Connection, key: RecordKey) -> int | None:
         "SELECT id FROM signatures WHERE family=? AND model=? AND version=? AND digest=?", (*key.owner, key.digest)
     ).fetchone()
     return None if row is None else int(row[0])
+
+
+def _evict(db: sqlite3.Connection, keys: Iterable[RecordKey]) -> None:
+    for key in keys:
+        row = _signature_id(db, key)
+        db.execute("UPDATE signatures SET evicted=1, shapes='{}', senders='{}' WHERE id=?", (row,))
+        db.execute("DELETE FROM samples WHERE signature_id=?", (row,))
+
+
+def _release(db: sqlite3.Connection, released: dict[str, tuple[float | None, bool]]) -> None:
+    for held_id, (draw, for_signature) in released.items():
+        if draw is None and not for_signature:
+            db.execute("DELETE FROM held_out WHERE id=?", (held_id,))
+        else:
+            db.execute("UPDATE held_out SET draw=?, for_signature=? WHERE id=?", (draw, for_signature, held_id))
+
+
+def _move(db: sqlite3.Connection, move: Move) -> None:
+    """Of what has gone from the source since (by its age, by another writer) nothing is moved."""
+    delta = move.delta
+    found = db.execute(
+        "SELECT id, shapes, senders, proven, unproven FROM signatures"
+        " WHERE family=? AND model=? AND version=? AND digest=?",
+        (*move.source.owner, move.source.digest),
+    ).fetchone()
+    _evict(db, move.evicted)
+    _release(db, move.released)
+    if found is None:
+        return
+    source, shapes, senders, proven, unproven = found
+    target = _count(db, move.target, delta)
+    proven, unproven = max(0, proven - delta.proven), max(0, unproven - delta.unproven)
+    db.execute(
+        "UPDATE signatures SET proven=?, unproven=?, shapes=?, senders=? WHERE id=?",
+        (proven, unproven, _less(shapes, delta.shapes), _less(senders, delta.senders), source),
+    )
+    if move.sample:
+        db.execute(
+            f"INSERT OR REPLACE INTO samples (signature_id, {_SAMPLE_COLUMNS})"  # noqa: S608
+            f" SELECT ?, {_SAMPLE_COLUMNS} FROM samples WHERE signature_id=?",
+            (target, source),
+        )
+        db.execute("UPDATE signatures SET evicted=0 WHERE id=?", (target,))
+    for held_id, roles in move.held.items():
+        db.execute("UPDATE held_out SET signature_id=? WHERE id=?", (target, held_id))
+        _release(db, {held_id: roles})
+    if not proven and not unproven:
+        db.execute(
+            "DELETE FROM signatures WHERE id=?1 AND NOT EXISTS (SELECT 1 FROM held_out WHERE signature_id=?1)",
+            (source,),
+        )
+
+
+def _less(text: str, gone: Counter[str]) -> str:
+    """Counts as JSON without those that are gone."""
+    counts = msgspec.json.decode(text, type=dict[str, int])
+    for name, count in gone.items():
+        where = name if name in counts else OTHER
+        counts[where] = counts.get(where, 0) - count
+    return msgspec.json.encode({name: count for name, count in counts.items() if count > 0}).decode()
+
+
+def _keep_metadata(db: sqlite3.Connection, found: Collection[StoredMetadata]) -> None:
+    if found:
+        db.executemany(
+            "INSERT OR REPLACE INTO metadata VALUES (?,?,?,?,?)",
+            [(*one.owner, one.fetched_at, one.body) for one in found],
+        )
+        db.execute(
+            "DELETE FROM metadata WHERE (family, model, version) IN (SELECT family, model, version FROM metadata"
+            " ORDER BY fetched_at DESC LIMIT -1 OFFSET ?)",
+            (MAX_METADATA,),
+        )
 
 
 def _stored_signature(row: tuple[Any, ...]) -> StoredSignature:

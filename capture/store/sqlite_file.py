@@ -16,13 +16,20 @@ from capture.store.base import StoreError
 #: "wtap": tells a warmtap store from any other SQLite file (PRAGMA application_id).
 APPLICATION_ID: Final = 0x77746170
 #: Raised with every change to the tables; an older file is migrated on opening, a newer one refused.
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 #: How long a writer waits for another one, milliseconds.
 BUSY_TIMEOUT_MS: Final = 5000
 #: Seconds between attempts to open a store that others open in the same moment.
 RETRY_SECONDS: Final = 0.02
 
-_SCHEMA: Final = """
+#: Since format 2.
+_METADATA: Final = """
+CREATE TABLE metadata (
+  family TEXT NOT NULL, model TEXT NOT NULL, version TEXT NOT NULL, fetched_at REAL NOT NULL, body BLOB NOT NULL,
+  PRIMARY KEY (family, model, version)
+) WITHOUT ROWID;
+"""
+_SCHEMA: Final = f"""
 CREATE TABLE signatures (
   id INTEGER PRIMARY KEY,
   family TEXT NOT NULL, model TEXT NOT NULL, version TEXT NOT NULL, digest TEXT NOT NULL,
@@ -51,10 +58,11 @@ CREATE TABLE refusals (
 ) WITHOUT ROWID;
 CREATE TABLE ignored (what TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE runs (run TEXT PRIMARY KEY, updated_at REAL NOT NULL, counters TEXT NOT NULL) WITHOUT ROWID;
+{_METADATA}
 """
 
-#: Statements that lead from schema version N to N+1, by N.
-_MIGRATIONS: Final[dict[int, str]] = {}
+#: The statement that leads from schema version N to N+1, by N.
+_MIGRATIONS: Final[dict[int, str]] = {1: _METADATA}
 
 
 def open_file(path: Path, *, create: bool, allow_shared: bool = False) -> sqlite3.Connection:
@@ -228,6 +236,15 @@ def _prepare(db: sqlite3.Connection) -> None:
             if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
                 raise
         return
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    for step in range(version, SCHEMA_VERSION):
-        db.executescript(f"BEGIN IMMEDIATE; {_MIGRATIONS[step]} PRAGMA user_version={step + 1}; COMMIT;")
+    if db.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION:
+        return
+    # All steps or none; whoever waited for another process finds them done.
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        for step in range(db.execute("PRAGMA user_version").fetchone()[0], SCHEMA_VERSION):
+            db.execute(_MIGRATIONS[step])
+        db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        db.execute("COMMIT")
+    except sqlite3.Error:
+        db.rollback()
+        raise

@@ -55,6 +55,10 @@ SHOWN_BY = {
         "sink.max_connections": "test_one_connection_too_many_costs_the_one_that_was_answered_least_recently",
         "sink.request_timeout": "test_a_request_that_does_not_end_in_time_ends_its_connection_and_an_idle_one_stays",
     },
+    "e2e/test_versions.py": {
+        "listeners[].status": "test_a_server_that_moves_to_another_version_under_traffic",
+        "capture.status_interval": "test_a_server_that_moves_to_another_version_under_traffic",
+    },
     "e2e/test_tls.py": {
         "listeners[].tls.certificate": "test_certificates_are_renewed_under_a_connection_that_stays",
         "listeners[].tls.key": "test_certificates_are_renewed_under_a_connection_that_stays",
@@ -193,6 +197,8 @@ def other(value: Any, place: str) -> Any:
         return "0660"
     if place.endswith(".services"):
         return {"rank": "eas-onnx"}
+    if place.endswith(".status"):
+        return "http://127.0.0.1:9"
     if isinstance(value, bool):
         return not value
     if isinstance(value, (int, float)):

@@ -19,6 +19,7 @@ def main() -> None:
         parser.add_argument(f"--{name}-fd", type=int, required=True)
     parser.add_argument("--pair", type=int, default=0)
     parser.add_argument("--state-fd")  # not used: it gets a tap of its own at each start
+    parser.add_argument("--status-fd")  # nor this
     options = parser.parse_args()
     with open(options.config_fd, "rb") as file:
         msgspec.json.decode(file.read(), type=WorkerConfig)

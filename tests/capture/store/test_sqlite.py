@@ -134,6 +134,44 @@ def test_a_store_of_a_newer_warmtap(tmp_path: Path) -> None:
         )
 
 
+def first_format(path: Path) -> None:
+    """What warmtap wrote when its format was 1: without the table of metadata."""
+    batch = Batch("run1")
+    add(batch, signature())
+    filled(path, batch).close()
+    db = sqlite3.connect(path)
+    db.executescript("DROP TABLE metadata; PRAGMA user_version=1;")
+    db.close()
+
+
+def test_a_store_of_the_first_format_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    first_format(path)
+    with closing(open_store(str(path))) as store:
+        assert [row.key.owner.version for row in store.signatures()] == ["1"]
+        assert store.metadata() == []
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+
+
+def test_many_bring_it_up_to_date_in_the_same_moment(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    first_format(path)
+    start, found = threading.Barrier(8), []
+
+    def one() -> None:
+        start.wait()
+        with closing(open_store(str(path))) as store:
+            found.append(store.metadata())
+
+    threads = [threading.Thread(target=one) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [[]] * 8
+
+
 def test_the_file_says_what_it_is(tmp_path: Path) -> None:
     path = tmp_path / "s"
     open_store(str(path), create=True).close()
