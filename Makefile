@@ -58,7 +58,7 @@ test: setup
 # atheris runs the targets two at a time, in an environment of its own.
 FUZZ_VENV := .venv-fuzz
 SECONDS ?= 60
-TARGETS ?= observer pipeline dialects messages
+TARGETS ?= observer pipeline dialects messages rest
 $(FUZZ_VENV)/.installed: requirements/fuzz.txt
 	@echo "setting up $(FUZZ_VENV)"
 	@$(PYTHON) -m venv $(FUZZ_VENV)

@@ -34,6 +34,7 @@ from capture.wire.grpc import (
     MessageStart,
     decompress,
 )
+from tests.fuzz.rest import rest, rest_seeds
 from tests.fuzz.script import script, steps
 from tests.support.calls import (
     CLASSIFY,
@@ -331,6 +332,8 @@ def seeds(name: str) -> Iterator[bytes]:
             for pack in PACK.values():
                 yield b"\0" + pack(body)
         yield bytes([0 | len(b"/api/predict/x") << 3]) + b"/api/predict/x" + bodies[-1]
+    elif name == "rest":
+        yield from rest_seeds()
     elif name == "messages":
         for body in (*bodies, predict_response(outputs=b"abc")):
             yield b"\0" + len(body).to_bytes(4, "big") + body
@@ -351,4 +354,5 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "dialects": dialects,
     "messages": messages,
     "pipeline": pipeline,
+    "rest": rest,
 }
