@@ -23,6 +23,9 @@ HOUR: Final = 3600.0
 SHAPE_LEAD: Final = 2
 #: Evicted signatures that are remembered (digest, hits, dates), in multiples of the signature limit.
 TOMBSTONES: Final = 4
+#: Classes of one wire signature that a level tells apart; all further ones share the record of the signature itself.
+#: Shapes that follow the length of a text have no end.
+MAX_CLASSES: Final = 64
 #: The reservoir's threshold is computed anew after this many calls at the latest.
 CUT_CALLS: Final = 256
 #: Model versions that are known at a time; beyond it the one seen least recently loses its requests.
@@ -63,7 +66,7 @@ class Admission:
         for row in signatures:
             state = self._versions.setdefault(row.key.owner, VersionState())
             state.last_seen = max(state.last_seen, row.last_seen)
-            state.signatures[row.key.digest] = Known(
+            seen = Known(
                 first_seen=row.first_seen,
                 last_seen=row.last_seen,
                 hits=row.hits,
@@ -77,6 +80,7 @@ class Admission:
                 sample_size=row.sample_size,
                 evicted=row.evicted,
             )
+            state.learn(row.key.digest, seen)
             if not row.evicted:
                 state.enliven(row.key.digest)
             self.stored_bytes += row.sample_size
@@ -105,6 +109,13 @@ class Admission:
                 if now - known.sample_at > self._refresh_after:
                     return True
         return not seen
+
+    def identify(self, owner: ModelVersion, digest: str, level: str) -> RecordKey:
+        """The record of a call with this wire signature and the suffix that its level gives it (capture.levels)."""
+        state = self._versions.get(owner)
+        if level and state is not None and digest + level not in state.signatures:
+            level = level if state.classes.get(digest, 0) < MAX_CLASSES else ""
+        return RecordKey(owner, digest + level)
 
     def observe(
         self,
@@ -265,7 +276,7 @@ class Admission:
                 self._evict(owner, state, digest, Decision())
                 for held_id in [name for name, held in state.held.items() if held.digest == digest]:
                     self._forget_held(state, held_id)
-                del state.signatures[digest]
+                state.unlearn(digest)
             if not state.signatures:
                 del self._versions[owner]
 
@@ -317,7 +328,8 @@ class Admission:
             self._evict_lowest(key.owner, state, decision)
         state.new_by_hour = (hour, count)
         decision.new = True
-        known = state.signatures[key.digest] = Known(first_seen=now, last_seen=now)
+        known = Known(first_seen=now, last_seen=now)
+        state.learn(key.digest, known)
         state.enliven(key.digest)
         return known
 

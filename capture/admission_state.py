@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass, field
 
+from capture.levels import split
 from capture.store.base import RecordKey
 
 
@@ -65,6 +66,7 @@ class VersionState:
 
     __slots__ = (
         "calls",
+        "classes",
         "cut",
         "cut_age",
         "full",
@@ -81,6 +83,8 @@ class VersionState:
 
     def __init__(self) -> None:
         self.signatures: dict[str, Known] = {}
+        #: Records of each wire signature that a level tells apart.
+        self.classes: dict[str, int] = {}
         #: Signatures that are not evicted.
         self.live = 0
         self.ranks: list[tuple[tuple[int, int, float], str]] = []
@@ -98,6 +102,22 @@ class VersionState:
         #: The reservoir was at its bound (requests or bytes) when it last changed.
         self.full = False
         self.last_seen = 0.0
+
+    def learn(self, digest: str, known: Known) -> None:
+        """Remember one more."""
+        self.signatures[digest] = known
+        wire, level = split(digest)
+        if level:
+            self.classes[wire] = self.classes.get(wire, 0) + 1
+
+    def unlearn(self, digest: str) -> None:
+        """Remember it no longer."""
+        del self.signatures[digest]
+        wire, level = split(digest)
+        if level:
+            self.classes[wire] -= 1
+            if not self.classes[wire]:
+                del self.classes[wire]
 
     def enliven(self, digest: str) -> None:
         """A signature is new or back; it is not evicted."""

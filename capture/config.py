@@ -85,6 +85,9 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: Bounds of what may wait in the relay, as settings ``tap``; requests are shed before they are reached. 0: unknown.
     tap_bytes: int = 0
     tap_frames: int = 0
+    #: What tells records apart, and by model where it differs: see :mod:`capture.levels`.
+    level: str = "names"
+    levels: dict[str, str] = {}
     #: Use a store that others than its owner may read or write.
     allow_shared_store: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -19,6 +19,8 @@ from capture.dialects.base import Outcome
 from capture.exchange import ExchangeTracker
 from capture.flow_saves import Flow, FlowSave, FlowSaver, load
 from capture.heads import Heads
+from capture.levels import Levels
+from capture.notices import tell
 from capture.open_exchange import BodyBudget, Exchange
 from capture.peers import network
 from capture.retries import Retries, improves
@@ -31,13 +33,12 @@ from capture.store.base import (
     Batch,
     HeldOut,
     ModelVersion,
-    RecordKey,
     Sample,
     SignatureDelta,
     bump,
 )
 from capture.wire import events as ev
-from capture.wire.detect import TLS, FlowObserver
+from capture.wire.detect import FlowObserver
 from capture.wire.http1_head import HeadMemo
 
 #: Characters of all names in one signature. Real ones have some hundreds.
@@ -66,6 +67,7 @@ class Pipeline:
         open_bytes: int,
         count: Callable[[str, int], None],
         draw: Callable[[], float],
+        levels: Levels | None = None,
     ) -> None:
         """``run`` names the supervisor's run, ``name`` this worker: held-out ids begin with it, so it never repeats."""
         self._run = run
@@ -76,6 +78,7 @@ class Pipeline:
         self._budget = BodyBudget(open_bytes)
         self._count = count
         self._draw = draw
+        self._levels = levels or Levels()
         self._memo = HeadMemo()
         self._heads = Heads()
         self._flows: dict[int, Flow] = {}
@@ -229,27 +232,14 @@ class Pipeline:
         if tracker.notices:
             notices, tracker.notices = tracker.notices, []
             for notice in notices:
-                self._notice(notice)
-
-    def _notice(self, notice: ev.Event) -> None:
-        if isinstance(notice, ev.Missed):
-            self._count("requests_missed", notice.requests)
-        elif isinstance(notice, ev.Unsynced):
-            self._count("flows_unsynced", 1)
-        elif isinstance(notice, ev.Resynced):
-            self._count("flows_resynced", 1)
-        elif isinstance(notice, ev.Undecodable):
-            self._count("flows_undecodable", 1)
-            if notice.reason == TLS:
-                self._count("flows_tls", 1)
-            self._ignore(f"flow: {notice.reason}")
-        elif isinstance(notice, ev.Upgraded):
-            self._count("flows_undecodable", 1)
-            self._ignore("flow: upgraded to another protocol")
+                tell(notice, self._count, self._ignore)
 
     def _wanted(self, call: Call) -> bool:
         signature = call.signature
-        return self._admission.wanted(signature.family, signature.model, signature.digest, self.now)
+        level = self._levels.of(signature.model)
+        digest = signature.digest + level.suffix(call, None)
+        # Without the body its values are not known.
+        return bool(level.inputs) or self._admission.wanted(signature.family, signature.model, digest, self.now)
 
     def _pass_over(self) -> bool:
         """Whether the exchange that begins is shed: drawn for each alike, whatever it is and whoever sent it."""
@@ -331,11 +321,12 @@ class Pipeline:
         proven = outcome is Outcome.PROVEN
         calls = exchange.calls
         self._count("requests_proven" if proven else "requests_unproven", calls)
-        key = RecordKey(owner, call.signature.digest)
-        shapes = call.shapes
+        shapes, body = call.shapes, exchange.body
+        level = self._levels.of(call.signature.model).suffix(call, body)
         if len(shapes) > MAX_SHAPES_CHARS:
-            shapes = OTHER
-        body, draw = exchange.body, self._draw()
+            shapes, level = OTHER, ""
+        key = self._admission.identify(owner, call.signature.digest, level)
+        draw = self._draw()
         self._held_number += 1
         held_id = f"{self._name}-{self._held_number:x}"
         stretch, anew, now = None, False, self.now

@@ -29,6 +29,7 @@ from capture.counters import SLOT, Counters
 from capture.dialects.table import BY_NAME
 from capture.flow_state import FlowState, StateError
 from capture.held_tap import HeldTap
+from capture.levels import Levels
 from capture.logline import LineFormatter
 from capture.pipeline import Pipeline
 from capture.shedding import shed_share
@@ -110,6 +111,7 @@ class Worker:
             open_bytes=limits.open_bytes,
             count=self._held.count if self._held else counters.add,
             draw=random.random,
+            levels=Levels(config.level, config.levels),
         )
         if self._held:
             self._held.resume(self._pipeline)

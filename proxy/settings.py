@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from capture.config import Limits, ListenerConfig
 from capture.dialects.table import BY_NAME, EAS
+from capture.levels import Levels
 from proxy import address
 from proxy.deadlines import Deadlines, KeepAlive
 from proxy.settings_errors import explain
@@ -215,6 +216,14 @@ class Capture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "own); empty: the sidecar starts them itself"
         ),
     ] = ""
+    level: Annotated[
+        str,
+        Meta(
+            description="what tells records apart beside names: names (nothing), shapes, shapes(batch=1,8,32), "
+            "values(INPUT, ...) or shapes+values(INPUT, ...); see docs/levels.md"
+        ),
+    ] = "names"
+    levels: Annotated[dict[str, str], Meta(description="models of another level, by name")] = {}
     allow_shared_store: Annotated[
         bool, Meta(description="true uses a store that others than its owner may read or write")
     ] = False
@@ -326,6 +335,10 @@ def check(settings: Settings) -> None:
             f"capture.memory_bytes: {settings.capture.memory_bytes} is less than a worker needs; give 0 (no limit) or"
             f" {LOWEST_MEMORY_BYTES} and more"
         )
+    try:
+        Levels(settings.capture.level, settings.capture.levels)
+    except ValueError as error:
+        raise SettingsError(f"capture.{error}") from None
     _check_admin(settings.admin)
 
 

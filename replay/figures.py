@@ -115,18 +115,19 @@ def figures(judged: Sequence[Judged], done: Pass) -> dict[str, Any]:
 
 
 def executors(judged: Sequence[Judged], cold: Pass, herds: Mapping[str, Herd], warm: Pass) -> list[dict[str, Any]]:
-    """Plain data of each executor key: who has it, and its figures cold, in a herd, and warm; None where a pass did
-    not come to it."""
+    """Plain data of each executor key (of each class, where a level tells them apart): who has it, and its figures
+    cold, in a herd, and warm; None where a pass did not come to it."""
     before, after = group_figures(judged, cold), group_figures(judged, warm)
     found = []
     for group, places in by_group(judged).items():
-        first = judged[places[0]].signature
+        one = judged[places[0]]
         herd = herds.get(group)
         found.append(
             {
-                "signature": first.digest,
-                "line": str(first),
-                "executor_key": group,
+                "signature": one.signature.digest,
+                "line": str(one.signature),
+                "executor_key": one.key,
+                "class": one.level or None,
                 "judged_by": len(places),
                 "cold": before[group].summary() if group in before else None,
                 "herd": None

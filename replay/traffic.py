@@ -13,6 +13,7 @@ from capture.convert.values import ConversionError
 from capture.dialects.base import Unreadable
 from capture.dialects.table import stored_route
 from capture.export.tfrecord import strip_version
+from capture.levels import split
 from capture.schema.wire import WireError
 from capture.signature import REST_METHODS, Misfit, SignatureDef, WireSignature, executor_key
 from capture.store.base import HeldOut, RecordKey, Sample, StoredSignature
@@ -22,7 +23,8 @@ from capture.store.base import HeldOut, RecordKey, Sample, StoredSignature
 class Judged:
     """A request that a file is judged by. ``group`` names what shares an executor on this model version. ``held_out``
     is False for a stored sample, used where a signature that the file does not cover has no held-out request;
-    ``proven`` says whether production saw such a request succeed."""
+    ``proven`` says whether production saw such a request succeed; ``level`` is the class that a level put it in, "" at
+    level names."""
 
     signature: WireSignature
     group: str
@@ -30,6 +32,12 @@ class Judged:
     byte_identical: bool = False
     held_out: bool = True
     proven: bool = True
+    level: str = ""
+
+    @property
+    def key(self) -> str:
+        """The executor's key alone."""
+        return self.group.removesuffix(_class(self.level))
 
 
 @dataclass(slots=True)
@@ -85,7 +93,7 @@ def gather(
     for: it is judged, covered by a record, refused by the model, or missing."""
     found = Evidence()
     same = {comparable(family, record, method) for method, record in records}
-    for _, held in held_out:
+    for record, held in held_out:
         at = held.sample.captured_at
         found.oldest = at if found.oldest is None else min(at, found.oldest)
         found.newest = at if found.newest is None else max(at, found.newest)
@@ -94,7 +102,7 @@ def gather(
             found.unreadable += 1
             continue
         try:
-            group = str(executor_key(signature, defs))
+            key = str(executor_key(signature, defs))
         except Misfit as misfit:
             found.refused[signature] = (str(misfit), found.refused.get(signature, ("", 0))[1] + 1)
             continue
@@ -104,13 +112,14 @@ def gather(
             found.refused[signature] = (str(error), found.refused.get(signature, ("", 0))[1] + 1)
             continue
         identical = comparable(family, request, method) in same
-        found.judged.append(Judged(signature, group, held.sample.body, identical))
+        level = split(record.digest)[1]
+        found.judged.append(Judged(signature, _group(key, level), held.sample.body, identical, level=level))
     covered = groups(recorded, defs)
     judged = {one.group for one in found.judged}
-    found.by_record_only = len(covered - judged)
-    for signature, rows in _by_digest(signatures).items():
+    found.by_record_only = len(covered - {one.key for one in found.judged})
+    for (signature, level), rows in _by_digest(signatures).items():
         try:
-            group = str(executor_key(signature, defs))
+            group = _group(str(executor_key(signature, defs)), level)
         except Misfit as misfit:
             found.refused.setdefault(signature, (str(misfit), 0))
             continue
@@ -122,7 +131,7 @@ def gather(
             found.missing.append((signature, sum(row.hits for row in rows)))
         else:
             proven = best.sample_outcome == "proven"
-            found.judged.append(Judged(signature, group, stored.body, held_out=False, proven=proven))
+            found.judged.append(Judged(signature, group, stored.body, held_out=False, proven=proven, level=level))
     return found
 
 
@@ -147,8 +156,17 @@ def groups(signatures: Iterable[WireSignature], defs: Mapping[str, SignatureDef]
     return found
 
 
-def _by_digest(rows: Iterable[StoredSignature]) -> dict[WireSignature, list[StoredSignature]]:
-    found: dict[WireSignature, list[StoredSignature]] = {}
+def _group(key: str, level: str) -> str:
+    """What is warm together. A record's class cannot be told from a file, so none covers one unrun."""
+    return key + _class(level)
+
+
+def _class(level: str) -> str:
+    return f" class {level}" if level else ""
+
+
+def _by_digest(rows: Iterable[StoredSignature]) -> dict[tuple[WireSignature, str], list[StoredSignature]]:
+    found: dict[tuple[WireSignature, str], list[StoredSignature]] = {}
     for row in rows:
-        found.setdefault(row.signature, []).append(row)
+        found.setdefault((row.signature, split(row.key.digest)[1]), []).append(row)
     return found

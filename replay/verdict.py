@@ -8,6 +8,7 @@ from typing import Final, Literal
 
 from capture.differences import nearest
 from capture.export.tfrecord import UNWARMED
+from capture.levels import SHORT_CLASS
 from capture.signature import Misfit, SignatureDef, WireSignature, executor_key
 from replay.figures import Figures, Pass, group_figures
 from replay.traffic import Evidence, groups
@@ -49,6 +50,9 @@ def decide(evidence: Evidence, warm: Pass, records: Mapping[str, WireSignature],
         elif ran.builds:
             graphs = f"{ran.builds} graph{'s' if ran.builds > 1 else ''}"
             reasons.append(f"{one.signature}: built {graphs}; {explanation(one.signature, records)}")
+        elif ran.compilations and one.level:
+            text = f"{one.signature}: XLA compiled {ran.compilations} times"
+            reasons.append(f"{text}; no record is of its class {one.level[:SHORT_CLASS]}")
     for number, builds in enumerate(warm.others, start=2):
         if builds:
             reasons.append(
@@ -73,9 +77,13 @@ def decide_static(
             reasons.append(f"record {record.digest[:15]} {record}: this model refuses it: {misfit}")
     covered = groups(records.values(), defs)
     for one in evidence.judged:
-        if one.group not in covered and one.proven:
+        if one.key not in covered and one.proven:
             reasons.append(f"{one.signature}: would build a graph; {explanation(one.signature, records)}")
-    return _decision(evidence, reasons, [], best="fits", unreadable=unreadable)
+    classed = any(one.level for one in evidence.judged)
+    notes = (
+        ["names do not tell whether a class of shapes or values is in the file: that must be run"] if classed else []
+    )
+    return _decision(evidence, reasons, notes, best="fits", unreadable=unreadable)
 
 
 def _decision(

@@ -22,7 +22,7 @@ from capture.schema import messages
 from capture.signature import SignatureDef, WireSignature
 from replay.calls import CALLERS, Caller
 from replay.executor.api import Executor, Level
-from replay.figures import Herd, Pass, by_group, executors, figures, total
+from replay.figures import Herd, Pass, executors, figures, total
 from replay.host_warmup import WarmupError
 from replay.passes import ExecutorTarget, herd, serial
 from replay.tf_protos import wheel_directory
@@ -124,7 +124,7 @@ class Report:
                 {"line": str(signature), "reason": why, "held_out_requests": count}
                 for signature, (why, count) in evidence.refused.items()
             ],
-            "executor_keys": len(by_group(judged)),
+            "executor_keys": len({one.key for one in judged}),
             "executors": executors(judged, passes.cold, passes.herds, passes.warm),
             "cold": figures(judged, passes.cold),
             "herd": {"graph_builds": total(one.builds for one in passes.herds.values())} if passes.herds else None,

@@ -43,3 +43,9 @@ def edge(model_cache: Path) -> Path:
 def census(model_cache: Path) -> Path:
     """The version directory of the model of tf.Examples; read-only."""
     return saved_model(model_cache, "census")
+
+
+@pytest.fixture(scope="session")
+def compiled(model_cache: Path) -> Path:
+    """The version directory of the model that XLA compiles; read-only."""
+    return saved_model(model_cache, "compiled")

@@ -37,6 +37,7 @@ from capture.export.scrub_rules import Rules
 from capture.export.select import select
 from capture.export.table import FORMATS
 from capture.export.tfrecord import WARMUP_PATH, TFRecordFormat
+from capture.levels import short
 from capture.savedmodel import read_saved_model
 from capture.signature import SignatureDef
 from capture.store.base import Sample, Store, StoredSignature, open_store
@@ -376,9 +377,9 @@ def _line(record: Record) -> str:
 def _report(selection: Selection, out: Path, beside: Path) -> None:
     print_table(
         ("SIGNATURE", "HITS", "LINE"),
-        ((record.key.digest[:15], str(record.hits), printable(_line(record))) for record in selection.records),
+        ((short(record.key.digest), str(record.hits), printable(_line(record))) for record in selection.records),
         right=frozenset({"HITS"}),
     )
     print(f"{len(selection.records)} records in {out}; manifest {beside}", file=sys.stderr)
     for one in selection.left_out:
-        print(f"left out {one.key.digest[:15]} ({one.hits} hits): {printable(one.reason)}", file=sys.stderr)
+        print(f"left out {short(one.key.digest)} ({one.hits} hits): {printable(one.reason)}", file=sys.stderr)

@@ -12,10 +12,8 @@ import typer
 from capture.commands.options import DEFAULT_STORE, ModelOption, SharedOption, StoreOption
 from capture.commands.tables import ago, print_table, printable
 from capture.export.manifest import losses
-from capture.store.base import Store, open_store
-
-#: Digits of a digest that a list shows; `capture show` takes any unique beginning.
-SHORT = 15
+from capture.levels import short, split
+from capture.store.base import Store, StoredSignature, open_store
 
 
 def ls(
@@ -44,6 +42,7 @@ def _signatures(source: Store, model: str | None, as_json: bool) -> None:
         listed = [
             {
                 "signature": row.key.digest,
+                "shapes": row.sample_shapes,
                 "family": row.key.owner.family,
                 "model": row.key.owner.model,
                 "version": row.key.owner.version,
@@ -65,18 +64,23 @@ def _signatures(source: Store, model: str | None, as_json: bool) -> None:
         ("SIGNATURE", "MODEL", "HITS", "SAMPLE", "SEEN", "LINE"),
         (
             (
-                row.key.digest[:SHORT],
+                short(row.key.digest),
                 printable(str(row.key.owner)),
                 str(row.hits),
                 _sample(row.evicted, row.sample_outcome),
                 f"{ago(now - row.last_seen)} ago",
-                printable(str(row.signature)),
+                printable(str(row.signature) + _class(row)),
             )
             for row in rows
         ),
         right=frozenset({"HITS"}),
     )
     _summary(source, len(rows))
+
+
+def _class(row: StoredSignature) -> str:
+    """What a level tells it apart by, as its sample shows it."""
+    return f"  [{row.sample_shapes}]" if split(row.key.digest)[1] and row.sample_shapes else ""
 
 
 def _sample(evicted: bool, outcome: str) -> str:

@@ -11,6 +11,7 @@ from capture.commands.options import DEFAULT_STORE, ModelOption, SavedModelOptio
 from capture.commands.tables import ago, printable
 from capture.differences import nearest
 from capture.errors import UserError
+from capture.levels import matches, split
 from capture.savedmodel import read_saved_model
 from capture.signature import DIGEST_VERSION, Misfit, executor_key
 from capture.store.base import StoredSignature, open_store
@@ -33,7 +34,7 @@ def show(
     first = found[0]
     others = {row.signature for row in rows if row.key.owner[:2] == first.key.owner[:2]} - {first.signature}
     print(printable(str(first.signature)))
-    print(f"  digest     {first.key.digest}")
+    print(f"  digest     {split(first.key.digest)[0]}")
     neighbour = nearest(first.signature, others)
     if neighbour is not None:
         other, differences = neighbour
@@ -50,12 +51,12 @@ def show(
 
 
 def _find(rows: list[StoredSignature], wanted: str) -> list[StoredSignature]:
-    """All versions' rows of the one signature that begins with ``wanted``."""
+    """All versions' rows, and those of all its classes, of the one signature that begins with ``wanted``."""
     digests = {row.key.digest for row in rows}
-    names = {name for name in digests if name.startswith((wanted, f"{DIGEST_VERSION}-{wanted}"))}
+    names = {name for name in digests if matches(name, wanted, DIGEST_VERSION)}
     if not names:
         raise UserError(f"no signature begins with {wanted!r}; `capture ls` lists them")
-    if len(names) > 1:
+    if len({split(name)[0] for name in names}) > 1:
         raise UserError(
             f"{len(names)} signatures begin with {wanted!r}: {', '.join(sorted(names)[:4])}; give more of it"
         )
@@ -64,6 +65,8 @@ def _find(rows: list[StoredSignature], wanted: str) -> list[StoredSignature]:
 
 def _version(row: StoredSignature, now: float) -> None:
     print(f"  version    {printable(str(row.key.owner))} ({row.key.owner.family})")
+    if level := split(row.key.digest)[1]:
+        print(f"    class    {level}: what its level tells apart")
     print(f"    hits     {row.hits} ({row.proven} proven, {row.unproven} unproven) in {row.hours} hours with traffic")
     print(f"    seen     first {ago(now - row.first_seen)} ago, last {ago(now - row.last_seen)} ago")
     if row.evicted:

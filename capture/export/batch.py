@@ -5,13 +5,12 @@ batch size. What the batch is, the model says: the first dimension of every inpu
 of those agree in a request is there one batch, and only those inputs are changed: a scalar, or an input of fixed size,
 stays as it was sent. Everything else is refused with the reason.
 
-How a tensor's values are read: tensorflow/core/framework/tensor.cc, Tensor::FromProto. ``tensor_content`` wins over the
-typed values; fewer values than elements repeat the last one; more are ignored.
+How a tensor's values are read: :mod:`capture.schema.tensors`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -21,7 +20,8 @@ from capture.dialects.tfserving_calls import READERS
 from capture.errors import UserError
 from capture.schema import messages
 from capture.schema.tensor_bytes import CONTENT, DT_STRING, DTYPE, SHAPE, TENSOR_VALUES, Typed, cycled
-from capture.schema.wire import FIXED32, FIXED64, LENGTH, VARINT, WireError, fields, length_delimited, read_varint
+from capture.schema.tensors import read_values
+from capture.schema.wire import LENGTH, VARINT, WireError, fields, length_delimited, read_varint
 from capture.signature import SignatureDef, WireSignature
 
 #: One expanded request. Servers take up to 2 GiB; a warm-up file of such records would take minutes to load.
@@ -40,9 +40,6 @@ _INPUT, _EXAMPLES, _LISTS = 2, 1, frozenset({1, 2})
 
 class Unexpandable(ValueError):
     """A request that has no one batch; the text says why."""
-
-
-_FIXED: Final = {FIXED32: 4, FIXED64: 8}
 
 
 def batch_sizes(text: str, option: str = "--batch-sizes") -> tuple[int, ...]:
@@ -231,7 +228,7 @@ def _within(elements: int, limit: int) -> int:
 
 def _spread_values(proto: bytes, typed: Typed, rows: int, row_elements: int, size: int) -> bytes:
     """The typed values of ``size`` rows, as a whole field or fields."""
-    values = _read_values(proto, typed)
+    values = read_values(proto, typed)
     given = len(values) // typed.parts
     elements = rows * row_elements
     if typed.parts > 1:
@@ -250,33 +247,6 @@ def _spread_values(proto: bytes, typed: Typed, rows: int, row_elements: int, siz
 
 def _row(values: list[bytes], row: int, row_elements: int) -> list[bytes]:
     return values[row * row_elements : (row + 1) * row_elements]
-
-
-def _read_values(proto: bytes, typed: Typed) -> list[bytes]:
-    """Every value as its bytes on the wire; packed, one by one, or both, as parsers take them."""
-    found: list[bytes] = []
-    for field in fields(proto):
-        if field.number != typed.number:
-            continue
-        value = proto[field.value : field.end]
-        if typed.wire_type == LENGTH:
-            if field.wire_type == LENGTH:
-                found.append(value)
-        elif field.wire_type == typed.wire_type:
-            found.append(value)
-        elif field.wire_type == LENGTH:
-            found += _unpacked(value, typed.wire_type)
-    return found
-
-
-def _unpacked(value: bytes, wire_type: int) -> Iterable[bytes]:
-    at = 0
-    while at < len(value):
-        begin = at
-        at = at + _FIXED[wire_type] if wire_type in _FIXED else read_varint(value, at, len(value))[1]
-        if at > len(value):
-            raise WireError(f"a packed value runs past the end at byte {begin}")
-        yield value[begin:at]
 
 
 # --- tf.Examples ------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from capture.differences import nearest
 from capture.export.entries import STORE, Contents, Entry
+from capture.levels import split
 from capture.signature import WireSignature
 
 
@@ -47,7 +48,9 @@ def compare(a: Contents, b: Contents) -> Comparison:
     """Compare by wire signature, in the order of the records; requests that have none, by their bytes. Where one side
     does not name models (an EAS body does not), they are left out of the comparison."""
     nameless = any(one.signature is not None and not one.signature.model for one in (*a.entries, *b.entries))
-    mine, theirs = _grouped(a.entries, nameless), _grouped(b.entries, nameless)
+    # Where a level told requests apart, the shapes of their samples do.
+    shapes = any(split(one.identity)[1] for one in (*a.entries, *b.entries) if one.signature is not None)
+    mine, theirs = _grouped(a.entries, nameless, shapes), _grouped(b.entries, nameless, shapes)
     found = Comparison()
     for identity, entries in mine.items():
         if identity not in theirs:
@@ -64,11 +67,11 @@ def _named(signature: WireSignature, nameless: bool) -> WireSignature:
     return replace(signature, model="") if nameless else signature
 
 
-def _grouped(entries: Iterable[Entry], nameless: bool) -> dict[str, list[Entry]]:
+def _grouped(entries: Iterable[Entry], nameless: bool, shapes: bool) -> dict[str, list[Entry]]:
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
         identity = entry.identity if entry.signature is None else _named(entry.signature, nameless).digest
-        groups.setdefault(identity, []).append(entry)
+        groups.setdefault(f"{identity} {entry.shapes}" if shapes else identity, []).append(entry)
     return groups
 
 

@@ -16,6 +16,7 @@ from capture.export.manifest import MANIFEST_NAME, MANIFEST_SUFFIX
 from capture.export.read_requests import read_eas_bin, read_eas_txt, read_jsonl
 from capture.export.read_tfrecord import read_tfrecord
 from capture.export.tfrecord import WARMUP_PATH, masked_crc
+from capture.levels import short
 from capture.store.base import Store, open_store
 
 #: What ``--format`` may say.
@@ -139,7 +140,7 @@ def read_store(store: Store, model: str | None = None) -> Contents:
     contents = Contents(STORE)
     for number, row in enumerate(store.signatures(model), 1):
         owner, digest = row.key.owner, row.key.digest
-        entry = Entry(number, f"signature {digest[:15]} of {owner}", owner.family, row.sample_size, digest)
+        entry = Entry(number, f"signature {short(digest)} of {owner}", owner.family, row.sample_size, digest)
         entry.signature, entry.shapes, entry.version = row.signature, row.sample_shapes, owner.version
         entry.hits, entry.outcome = row.hits, row.sample_outcome
         contents.entries.append(entry)

@@ -2,7 +2,8 @@
 
 The source is the union over model versions: a signature that clients used on version 7 will be used on version 8. Given
 the SignatureDefs of the version to warm, what does not fit is left out with the reason, and of several wire signatures
-with one executor key one stands for all: one that was seen to succeed before one that was not.
+with one executor key (and one class, where a level tells them apart) one stands for all: one that was seen to succeed
+before one that was not.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from capture.export.base import Candidate, LeftOut, Record, Selection
+from capture.levels import split
 from capture.signature import ExecutorKey, Misfit, SignatureDef, WireSignature, executor_key
 from capture.store.base import StoredSignature
 
@@ -37,7 +39,7 @@ def select(
             not only_version or row.key.owner.version == version
         ):
             groups.setdefault(row.key.digest, []).append(row)
-    found: dict[ExecutorKey | str, list[_Choice]] = {}
+    found: dict[tuple[ExecutorKey | str, str], list[_Choice]] = {}
     left_out: list[LeftOut] = []
     for digest, group in groups.items():
         hits = sum(row.hits for row in group)
@@ -58,8 +60,9 @@ def select(
             best = usable[0].row
             left_out.append(LeftOut(best.key, best.signature, hits, f"does not fit: {misfit}"))
             continue
-        found.setdefault(key, []).extend(usable)
-    records = [_record(choices, key) for key, choices in found.items()]
+        # What a level tells apart is never merged: each class is compiled for.
+        found.setdefault((key, split(digest)[1]), []).extend(usable)
+    records = [_record(choices, key) for (key, _), choices in found.items()]
     # Most used first is meant of executors: several signatures may share one.
     records.sort(key=lambda record: (-record.hits, record.key.digest))
     if limit is not None and len(records) > limit:

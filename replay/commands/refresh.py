@@ -11,6 +11,7 @@ from capture.commands.options import DEFAULT_STORE, BatchSizesOption, SharedOpti
 from capture.commands.scrubbing import ScrubOption, ScrubRuleOption, scrub_rules
 from capture.commands.tables import printable
 from capture.export.batch import batch_sizes
+from capture.levels import short
 from capture.store.base import open_store
 from replay.refresh import refresh as run_refresh
 
@@ -48,7 +49,7 @@ def refresh(
     for one in done:
         print(f"version {one.version}: {'FAILED: ' if one.failed else ''}{printable(one.text)}")
         for left in one.left_out:
-            print(f"  left out {left.key.digest[:15]} ({left.hits} hits): {printable(left.reason)}")
+            print(f"  left out {short(left.key.digest)} ({left.hits} hits): {printable(left.reason)}")
     if not done:
         print("nothing to do: no new version")
     if any(one.failed for one in done):

@@ -19,7 +19,6 @@ Level = Literal["executor", "runs"]
 
 #: The counter of graph builds (TensorFlow, core/framework/metrics.cc). Process-wide.
 GRAPH_BUILDS = "/tensorflow/core/graph_build_calls"
-
 #: The counter of clusters that XLA compiled (core/framework/metrics.cc). Process-wide.
 XLA_COMPILATIONS = "/tensorflow/core/xla_compilations"
 

@@ -17,6 +17,7 @@ from capture.admission import Admission, drop_requests
 from capture.config import ListenerConfig
 from capture.exchange import ExchangeTracker
 from capture.heads import Heads
+from capture.levels import Levels
 from capture.open_exchange import PART_COST, SMALL_PART, BodyBudget, Exchange, Parts
 from capture.pipeline import Pipeline
 from capture.schema import messages
@@ -52,6 +53,7 @@ class Rig:
         request_bytes: int = 1 << 20,
         open_bytes: int = 4 << 20,
         listeners: tuple[ListenerConfig, ...] = LISTENERS,
+        levels: Levels | None = None,
         **bounds: Any,
     ) -> None:
         self.counts: Counter[str] = Counter()
@@ -65,6 +67,7 @@ class Rig:
             open_bytes=open_bytes,
             count=self._count,
             draw=random.Random(1).random,
+            levels=levels,
         )
         self.pipeline.feed([time_frame(START)])
 

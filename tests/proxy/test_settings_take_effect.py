@@ -124,6 +124,10 @@ SHOWN_BY = {
         "capture.limits.held_out_bytes": "test_the_reservoir_keeps_its_count_and_its_bytes",
         "capture.limits.held_out_seconds": "test_held_out_requests_expire",
     },
+    "capture/test_levels.py": {
+        "capture.level": "test_each_shape_class_has_a_sample_of_its_own",
+        "capture.levels": "test_a_model_has_its_own_level",
+    },
     "capture/store/test_store.py": {
         "capture.retention": "test_what_was_not_seen_for_long_is_deleted_with_all_it_has",
     },
@@ -195,6 +199,10 @@ def other(value: Any, place: str) -> Any:
         return "eas-tensorflow"
     if place.endswith(".socket_mode"):
         return "0660"
+    if place == "capture.level":
+        return "shapes"
+    if place == "capture.levels":
+        return {"rank": "values(k)"}
     if place.endswith(".services"):
         return {"rank": "eas-onnx"}
     if place.endswith(".status"):

@@ -17,8 +17,8 @@ def judged(one: WireSignature = A, *, group: str = "g", same: bool = False) -> J
     return Judged(one, group, b"body", same)
 
 
-def ran(builds: int | None = 0, *, seconds: float = 0.001, error: str = "") -> Ran:
-    return Ran(not error, error, seconds, builds)
+def ran(builds: int | None = 0, *, seconds: float = 0.001, error: str = "", compilations: int = 0) -> Ran:
+    return Ran(not error, error, seconds, builds, compilations)
 
 
 def verdict(*cases: tuple[Judged, Ran], **done: Any) -> tuple[str, tuple[str, ...]]:
@@ -34,6 +34,15 @@ def test_a_build_fails_it_and_names_the_difference() -> None:
     assert verdict((judged(), ran()), (judged(B), ran(1))) == (
         "failed",
         (f"{B}: built 1 graph; nearest record {A.digest[:15]}: fetches also: model_version_id",),
+    )
+
+
+def test_a_compilation_fails_it_where_a_level_tells_classes_apart() -> None:
+    classed = Judged(A, "g class 0123456789abcdef", b"body", level="0123456789abcdef")
+    assert classed.key == "g"
+    assert verdict((classed, ran(compilations=2))) == (
+        "failed",
+        (f"{A}: XLA compiled 2 times; no record is of its class 012345",),
     )
 
 
@@ -166,6 +175,12 @@ def of(one: WireSignature, **values: Any) -> Judged:
 
 def test_names_that_fit() -> None:
     assert static(of(A)) == ("fits", ())
+
+
+def test_names_do_not_judge_classes() -> None:
+    classed = Judged(A, f"{executor_key(A, DEFS)} class 0123456789abcdef", b"body", level="0123456789abcdef")
+    found = decide_static(Evidence([classed]), FILE, DEFS)
+    assert (found.verdict, len(found.notes)) == ("fits", 1)
 
 
 def test_names_that_no_record_has() -> None:

@@ -1,0 +1,175 @@
+"""Levels: what besides its names makes a request a record of its own.
+
+TensorFlow's executor cache knows names only; what compiles for shapes (XLA, TensorRT, cuDNN, in-graph batching) or for
+values (an input that XLA needs at compile time, such as the ``k`` of ``top_k``) is cold again for each new one. A level
+says which of those a store tells apart: each **class** then has a sample, hits and held-out requests of its own, under
+the digest of its wire signature with a suffix, ``w1-<32 digits>.<16 digits>``. The level ``names`` adds nothing.
+
+A level is written ``names``, ``shapes``, ``shapes(batch=1,8,32)``, ``values(k, axis)``, or ``shapes+values(k)``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from capture.schema.tensors import elements
+from capture.schema.wire import LENGTH, WireError, fields
+from capture.signature import Call, TensorSpec
+
+SEPARATOR: Final = "."
+#: Hexadecimal digits of a class: 64 bits, within one wire signature.
+CLASS_HEX: Final = 16
+#: Digits of a digest, and of a class, that lists show; `capture show` takes any unique beginning of either.
+SHORT, SHORT_CLASS = 15, 6
+#: A constant of more elements is no scalar; its shape may tell it apart, its values do not.
+MAX_ELEMENTS: Final = 64
+MAX_BUCKETS: Final = 64
+
+_SHAPES: Final = re.compile(r"shapes(?:\(\s*batch\s*=([^()]*)\))?")
+_VALUES: Final = re.compile(r"values\(([^()]*)\)")
+_FORMS: Final = "names, shapes, shapes(batch=1,8,32), values(INPUT, ...) or shapes+values(INPUT, ...)"
+
+# PredictRequest, TF Serving's and EAS's: its map of inputs, and an entry's key and value.
+_INPUTS, _KEY, _VALUE = 2, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """``shapes``: every input's dtype and shape tell requests apart, with dimension 0 rounded up to the next of
+    ``buckets`` where any are given (a larger one stays itself); ``inputs``: the values of these inputs do."""
+
+    shapes: bool = False
+    buckets: tuple[int, ...] = ()
+    inputs: tuple[str, ...] = ()
+
+    def suffix(self, call: Call, body: bytes | None) -> str:
+        """What the digest of a call's record ends with: "" at level ``names``, and where it cannot be told because the
+        ``body`` is gone."""
+        parts = []
+        if self.shapes:
+            parts.append(self._shapes(call.tensors) if self.buckets else call.shapes)
+        if self.inputs:
+            if body is None:
+                return ""
+            parts += [_value(call, body, alias) for alias in self.inputs]
+        if not parts:
+            return ""
+        return SEPARATOR + hashlib.sha256("\n".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:CLASS_HEX]
+
+    def _shapes(self, tensors: tuple[TensorSpec, ...]) -> str:
+        # The text of a shape that was rounded: requests of one class are written alike.
+        return " ".join(str(one._replace(shape=self._rounded(one.shape))) for one in tensors)
+
+    def _rounded(self, shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if not shape:
+            return shape
+        return (next((size for size in self.buckets if size >= shape[0]), shape[0]), *shape[1:])
+
+
+NAMES: Final = Level()
+
+
+class Levels:
+    """The level of each model. Raises ValueError that begins with ``level`` or ``levels.MODEL``."""
+
+    def __init__(self, level: str = "names", by_model: Mapping[str, str] | None = None) -> None:
+        self._by_model: dict[str, Level] = {}
+        place = "level"
+        try:
+            self._default = parse_level(level)
+            for model, text in (by_model or {}).items():
+                place = f"levels.{model}"
+                self._by_model[model] = parse_level(text)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+
+    def of(self, model: str) -> Level:
+        """The level of this model."""
+        return self._by_model.get(model, self._default)
+
+
+def parse_level(text: str) -> Level:
+    """A level as it is written in settings. Raises ValueError with a sentence."""
+    if text.strip() == "names":
+        return NAMES
+    shapes, buckets, inputs = False, tuple[int, ...](), tuple[str, ...]()
+    for part in map(str.strip, text.split("+")):
+        if (found := _SHAPES.fullmatch(part)) and not shapes:
+            shapes, buckets = True, _buckets(found[1])
+        elif (found := _VALUES.fullmatch(part)) and not inputs:
+            inputs = tuple(dict.fromkeys(name for word in found[1].split(",") if (name := word.strip())))
+            if not inputs:
+                raise ValueError(f"{text!r}: name the inputs, as in values(k)")
+        else:
+            raise ValueError(f"{text!r} is no level; write {_FORMS}")
+    return Level(shapes, buckets, inputs)
+
+
+def _buckets(text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return ()
+    words = [word.strip() for word in text.split(",")]
+    if len(words) > MAX_BUCKETS or not all(re.fullmatch("[1-9][0-9]{0,8}", word) for word in words):
+        raise ValueError(f"batch={text}: give up to {MAX_BUCKETS} sizes, as in batch=1,8,32")
+    return tuple(sorted({int(word) for word in words}))
+
+
+def _value(call: Call, body: bytes, alias: str) -> str:
+    """The values of an input as text, the same however they were sent. One that was not sent, or has too many elements,
+    is told apart from all others by that alone."""
+    spec = next((one for one in call.tensors if one.name == alias), None)
+    if spec is None:
+        return "absent"
+    count = 1
+    for size in spec.shape or ():
+        count *= size
+    if not 0 < count <= MAX_ELEMENTS:
+        return f"{spec} not compared"
+    try:
+        tensor = _tensor(body, alias.encode("utf-8", "surrogatepass"))
+        found = None if tensor is None else elements(tensor, spec.dtype, count, array=call.signature.family == "eas")
+    except WireError:
+        found = None
+    if found is None:
+        return f"{spec} not compared"
+    return f"{spec} {' '.join(value.hex() for value in found)}"
+
+
+def _tensor(body: bytes, alias: bytes) -> bytes | None:
+    """The tensor of an input; the last one, as in any map."""
+    wanted = None
+    for field in fields(body):
+        if field.number == _INPUTS and field.wire_type == LENGTH:
+            key, tensor = b"", b""
+            for part in fields(body, field.value, field.end):
+                if part.wire_type == LENGTH and part.number == _KEY:
+                    key = body[part.value : part.end]
+                elif part.wire_type == LENGTH and part.number == _VALUE:
+                    tensor += body[part.value : part.end]
+            if key == alias:
+                wanted = tensor
+    return wanted
+
+
+def split(digest: str) -> tuple[str, str]:
+    """(digest of the wire signature, class) of a record's digest; the class is "" at level ``names``."""
+    wire, _, found = digest.partition(SEPARATOR)
+    return wire, found
+
+
+def short(digest: str) -> str:
+    """As lists show it."""
+    wire, found = split(digest)
+    return wire[:SHORT] + (SEPARATOR + found[:SHORT_CLASS] if found else "")
+
+
+def matches(digest: str, wanted: str, prefix: str) -> bool:
+    """Whether ``wanted`` is a beginning of a record's digest, with or without ``prefix``, and of its class where it
+    names one."""
+    wire, found = split(digest)
+    wire_wanted, class_wanted = split(wanted)
+    return wire.startswith((wire_wanted, f"{prefix}-{wire_wanted}")) and found.startswith(class_wanted)
