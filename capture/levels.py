@@ -18,7 +18,7 @@ from typing import Final
 
 from capture.schema.tensors import elements
 from capture.schema.wire import LENGTH, WireError, fields
-from capture.signature import Call, TensorSpec
+from capture.signature import REST_METHODS, Call, TensorSpec
 
 SEPARATOR: Final = "."
 #: Hexadecimal digits of a class: 64 bits, within one wire signature.
@@ -119,15 +119,15 @@ def _buckets(text: str | None) -> tuple[int, ...]:
 
 
 def _value(call: Call, body: bytes, alias: str) -> str:
-    """The values of an input as text, the same however they were sent. One that was not sent, or has too many elements,
-    is told apart from all others by that alone."""
+    """The values of an input as text, the same however they were sent. One that was not sent, has too many elements, or
+    is JSON, is told apart from all others by that alone."""
     spec = next((one for one in call.tensors if one.name == alias), None)
     if spec is None:
         return "absent"
     count = 1
     for size in spec.shape or ():
         count *= size
-    if not 0 < count <= MAX_ELEMENTS:
+    if not 0 < count <= MAX_ELEMENTS or call.signature.method in REST_METHODS:
         return f"{spec} not compared"
     try:
         tensor = _tensor(body, alias.encode("utf-8", "surrogatepass"))

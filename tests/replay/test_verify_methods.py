@@ -24,8 +24,8 @@ DIALECT = BY_NAME["tfserving-grpc"]
 def session(census: Path, *aliases: str, age: float = 30.0) -> Any:
     """A SessionRun of what ``regress`` feeds and these signatures' ``outputs``."""
     defs = read_saved_model(census).signatures
-    fed = {defs[alias].inputs["inputs"]: serialized_examples(census_input(age=age)) for alias in aliases}
-    return session_request(fed, [defs[alias].outputs["outputs"] for alias in aliases])
+    fed = {defs[alias].inputs["inputs"].name: serialized_examples(census_input(age=age)) for alias in aliases}
+    return session_request(fed, [defs[alias].outputs["outputs"].name for alias in aliases])
 
 
 def regression(age: float) -> Any:
