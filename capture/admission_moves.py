@@ -83,7 +83,7 @@ def move(
     if before.hits <= 0 and not any(one.digest == digest for one in old.held.values()):
         admission.stored_bytes -= before.sample_size
         old.live -= not before.evicted
-        del old.signatures[digest]
+        old.unlearn(digest)
     admission._bound_bytes(decision)
     return moved
 
