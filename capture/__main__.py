@@ -33,6 +33,7 @@ COMMANDS: Final = {
     "diff": Command("capture.commands.diff:diff", "Compare two warm-up files, or one with a store."),
     "verify": Command("replay.commands.verify:verify", "Prove on real TensorFlow that a warm-up file helps."),
     "refresh": Command("replay.commands.refresh:refresh", "Write the warm-up file of each new model version, once."),
+    "replay": Command("replay.commands.replay:replay", "Send records to a running server; as a gate: ready when warm."),
     "host": Command("replay.commands.host:host", "Serve a SavedModel locally by the servers' own rules."),
 }
 
@@ -40,6 +41,8 @@ COMMANDS: Final = {
 SERVING: Final = frozenset({"proxy", "worker", "host"})
 #: Packages that only ``warmtap[tensorflow]`` brings.
 EXTRA: Final = frozenset({"tensorflow", "tensorflow_serving", "grpc", "aiohttp"})
+#: Commands for which a smaller extra is enough.
+SMALLER: Final = {"replay": "replay"}
 
 
 def application(chosen: str | None) -> typer.Typer:
@@ -88,7 +91,8 @@ def main(arguments: list[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in EXTRA:
             raise
-        _fail(f"capture {chosen} needs {error.name}, which is not installed: pip install 'warmtap[tensorflow]'")
+        extra = SMALLER.get(chosen or "", "tensorflow")
+        _fail(f"capture {chosen} needs {error.name}, which is not installed: pip install 'warmtap[{extra}]'")
     except BrokenPipeError:
         # The reader of our output went away (`capture ls | head`): nothing to say, and nobody to say it to.
         sys.stderr.close()

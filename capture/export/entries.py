@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple
@@ -29,11 +30,31 @@ class Remark(NamedTuple):
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request as its client sent it: ``body`` is the HTTP body (compressed if it was), or the message of a gRPC call.
+    ``path`` and ``headers`` are empty where the file does not tell them."""
+
+    body: bytes
+    path: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def as_sent(
+    signature: WireSignature, body: bytes, wire_body: bytes | None, path: str, headers: Mapping[str, str]
+) -> Request:
+    """The request that was kept so. gRPC compresses messages, not requests: there ``body`` is the message, whatever was
+    on the wire."""
+    grpc = signature.family == "tfserving" and not signature.method.startswith("REST ")
+    return Request(body if grpc or wire_body is None else wire_body, path, headers)
+
+
 @dataclass(slots=True)
 class Entry:
     """One record. ``place`` says where it is. ``signature`` is None where it is no call whose signature is known; then
     ``identity`` is a hash of its bytes, otherwise the digest. ``version`` is the one that the request itself names, ""
-    if none; in a store and in JSON lines the one that answered. ``hits`` is None where the file does not tell."""
+    if none; in a store and in JSON lines the one that answered. ``hits`` is None where the file does not tell.
+    ``request`` is None where there is none that a server could be sent, and for a store, which has it."""
 
     number: int
     place: str
@@ -46,6 +67,7 @@ class Entry:
     hits: int | None = None
     outcome: str = ""
     remarks: list[Remark] = field(default_factory=list)
+    request: Request | None = None
 
     def remark(self, severity: Severity, text: str) -> None:
         """Say something about it."""

@@ -35,7 +35,7 @@ def read_any(
     if form and form not in KINDS:
         raise UserError(f"--format {form}: no such format; one of: {', '.join(KINDS)}")
     path = Path(name)
-    if form == STORE or name.startswith("sqlite:"):
+    if is_store(name, form):
         return _read_store(name, model, allow_shared)
     if path.is_dir():
         if (path / WARMUP_PATH).is_file() and form in ("", "tfrecord"):
@@ -43,11 +43,7 @@ def read_any(
         else:
             return _only(_read_directory(path, form, dialect), model)
     try:
-        with path.open("rb") as file:
-            if not form and file.read(len(_SQLITE)) == _SQLITE:
-                return _read_store(name, model, allow_shared)
-            file.seek(0)
-            data = file.read()
+        data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
     form = form or _kind(path, data, dialect)
@@ -60,6 +56,19 @@ def read_any(
     else:
         contents = {"tfrecord": read_tfrecord, "jsonl": read_jsonl}[form](data)
     return _only(contents, model)
+
+
+def is_store(name: str, form: str = "") -> bool:
+    """Whether this is, or is said to be, a store. False where it cannot be opened."""
+    if form == STORE or name.startswith("sqlite:"):
+        return True
+    if form:
+        return False
+    try:
+        with open(name, "rb") as file:
+            return file.read(len(_SQLITE)) == _SQLITE
+    except OSError:
+        return False
 
 
 def _kind(path: Path, data: bytes, dialect: str) -> str:

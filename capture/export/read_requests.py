@@ -11,7 +11,7 @@ import msgspec
 from capture.dialects.base import Route, Unreadable
 from capture.dialects.table import EAS, stored_route
 from capture.export.eas_txt import TEXT, text_fault
-from capture.export.entries import Contents, Entry, Severity
+from capture.export.entries import Contents, Entry, Request, Severity, as_sent
 from capture.export.jsonl import LINE_VERSION, Line
 from capture.signature import Call
 
@@ -29,6 +29,7 @@ def read_eas_bin(files: Iterable[tuple[str, bytes]], service: str = "", dialect:
     contents = Contents("eas-bin")
     for number, (name, body) in enumerate(files, 1):
         entry = Entry(number, f"record {number} at byte 0 of {name}", "eas request", len(body), _hash(body))
+        entry.request = Request(body)
         contents.entries.append(entry)
         try:
             call, unpacked = spoken.read_sent(Route(spoken, "predict", service, ""), body, MAX_UNPACKED_BYTES)
@@ -59,6 +60,7 @@ def read_eas_txt(data: bytes, service: str = "", dialect: str = "") -> Contents:
     contents = Contents("eas-txt")
     for number, begin, line in _lines(data):
         entry = Entry(number, f"record {number} at byte {begin}", "text request", len(line), _hash(line))
+        entry.request = Request(line)
         contents.entries.append(entry)
         if line.endswith(b"\r"):
             entry.remark(Severity.WARNING, "ends in a carriage return, which may be sent as part of the request")
@@ -90,7 +92,9 @@ def read_jsonl(data: bytes) -> Contents:
         entry.version, entry.hits, entry.outcome = line.version, line.hits, line.outcome
         contents.entries.append(entry)
         try:
-            entry.take(_read(line.family, line.model, line.body, line.path, line.method))
+            call = _read(line.family, line.model, line.body, line.path, line.method)
+            entry.take(call)
+            entry.request = as_sent(call.signature, line.body, line.wire_body, line.path, line.headers)
         except Unreadable as error:
             entry.remark(Severity.ERROR, f"its body cannot be read ({error}); export it anew")
         if entry.signature is not None and entry.identity != line.signature:

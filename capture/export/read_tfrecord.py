@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from capture.dialects.base import Unreadable
 from capture.dialects.tfserving_calls import READERS
-from capture.export.entries import Contents, Entry, Severity
+from capture.export.entries import Contents, Entry, Request, Severity
 from capture.export.tfrecord import LOG_METHODS, MAX_RECORDS, TFRecordError, read_places
 from capture.schema import messages
 from capture.signature import Call
@@ -56,7 +56,8 @@ def _entry(number: int, begin: int, record: bytes) -> Entry:
             entry.remark(Severity.ERROR, f"is a {kind}, which TF Serving refuses: no load; remove it")
             return entry
         method = LOG_METHODS[kind]
-        call = READERS[method](messages.PredictLog.FromString(getattr(log, kind)).request)
+        body = messages.PredictLog.FromString(getattr(log, kind)).request
+        call = READERS[method](body)
     except DecodeError:
         what = "PredictionLog" if entry.kind == _NO_LOG else f"{entry.kind} with a request in it"
         entry.remark(Severity.ERROR, f"is no {what}, and the model does not load; remove it")
@@ -64,6 +65,7 @@ def _entry(number: int, begin: int, record: bytes) -> Entry:
         entry.remark(Severity.ERROR, f"its request cannot be read ({error}); remove it")
     else:
         entry.take(call)
+        entry.request = Request(body)
         _REMARKS[method](entry, call)
         _names_version(entry, call.version, call.version_label)
     return entry
