@@ -15,10 +15,12 @@ from typing import Annotated, Final
 
 import typer
 
+from capture.commands.model_defs import model_defs
 from capture.commands.options import (
     DEFAULT_STORE,
     BatchSizesOption,
     DialectOption,
+    MetadataOption,
     SavedModelOption,
     SharedOption,
     StoreOption,
@@ -38,7 +40,6 @@ from capture.export.select import select
 from capture.export.table import FORMATS
 from capture.export.tfrecord import WARMUP_PATH, TFRecordFormat
 from capture.levels import short
-from capture.savedmodel import read_saved_model
 from capture.signature import SignatureDef
 from capture.store.base import Sample, Store, StoredSignature, open_store
 
@@ -61,6 +62,7 @@ def export(
         str | None, typer.Option("--model-version", help="Only what this version served; default: all versions.")
     ] = None,
     saved_model: SavedModelOption = None,
+    metadata: MetadataOption = None,
     sizes: BatchSizesOption = "",
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Keep only the most used N; what is cut is in the manifest.")
@@ -103,6 +105,7 @@ def export(
             wire=wire,
             version=model_version,
             saved_model=saved_model,
+            metadata=metadata,
             sizes=wanted,
             limit=limit,
             out=out,
@@ -120,6 +123,7 @@ def run(
     model: str,
     version: str | None,
     saved_model: Path | None,
+    metadata: Path | None = None,
     limit: int | None,
     out: Path,
     sizes: tuple[int, ...] = (),
@@ -132,7 +136,7 @@ def run(
     rows = source.signatures(model)
     families = _families(rows, form, model, dialect)
     rows = [row for row in rows if families is None or row.key.owner.family in families]
-    defs = None if saved_model is None else read_saved_model(saved_model).signatures
+    defs = model_defs(saved_model, metadata, model)
     selection = select(
         rows,
         families=families,
@@ -148,7 +152,7 @@ def run(
         raise ExportError(
             f"{len(selection.records)} signatures, and {form.name} holds at most {form.max_records}: one more fails the"
             f" load of the model; say --limit {form.max_records} to keep the most used"
-            + ("" if saved_model else ", or --saved-model DIR to merge those that share an executor")
+            + ("" if defs is not None else ", or --saved-model DIR to merge those that share an executor")
         )
     records = scrubbed(form, read_samples(source, form, selection, defs), rules)
     if not records:
@@ -167,7 +171,7 @@ def run(
         model=model,
         dialect="" if families is None or form.families is None else _dialect_of(families),
         version=version,
-        fitted=saved_model is not None,
+        fitted=defs is not None,
         selection=selection,
         files=files if form.directory else [OutFile(out.name, files[0].data)],
         calls=covered_calls(selection, rows, form),
@@ -186,7 +190,7 @@ def run(
     _report(selection, out, where)
     if rules is not None:
         print("scrubbed, and not run: capture verify says whether every record runs", file=sys.stderr)
-    if saved_model is None and form.name == "tfrecord":
+    if defs is None and form.name == "tfrecord":
         print(
             "not fitted to a model version: one record that it refuses fails its load; --saved-model DIR leaves it out",
             file=sys.stderr,

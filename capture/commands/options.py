@@ -34,6 +34,14 @@ DialectOption = Annotated[
         "--dialect", callback=_dialect, help=f"EAS: what kind of service it is: {', '.join(EAS)}.", metavar="DIALECT"
     ),
 ]
+MetadataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--metadata",
+        help="Instead of --saved-model: what the server answered to GET /v1/models/MODEL/metadata, in a file.",
+        metavar="FILE",
+    ),
+]
 SavedModelOption = Annotated[
     Path | None,
     typer.Option("--saved-model", help="Version directory with saved_model.pb, to fit signatures to.", metavar="DIR"),

@@ -68,12 +68,14 @@ class Tensor(NamedTuple):
 
 
 class Outline(NamedTuple):
-    """``form`` is ``row`` (instances), ``column`` (inputs) or ``examples``, of which ``examples`` is the number."""
+    """``form`` is ``row`` (instances), ``column`` (inputs) or ``examples``, of which ``examples`` is the number.
+    ``named`` is False where the one tensor has no name."""
 
     form: str
     signature_name: str
     tensors: tuple[Tensor, ...]
     examples: int = 0
+    named: bool = True
 
 
 class _Span(NamedTuple):
@@ -112,10 +114,10 @@ def scan_predict(body: bytes) -> Outline:
     if instances is not None:
         if inputs is not None:
             raise Unreadable("both instances and inputs")
-        return Outline("row", signature_name, _row(instances))
+        return Outline("row", signature_name, *_row(instances))
     if inputs is None:
         raise Unreadable("neither instances nor inputs")
-    return Outline("column", signature_name, _column(inputs))
+    return Outline("column", signature_name, *_column(inputs))
 
 
 def scan_examples(body: bytes) -> Outline:
@@ -139,7 +141,7 @@ def _signature_name(found: dict[str, _Span]) -> str:
     return _name(_text(value.data[value.start + 1 : value.end - 1]))
 
 
-def _row(instances: _Span) -> tuple[Tensor, ...]:
+def _row(instances: _Span) -> tuple[tuple[Tensor, ...], int, bool]:
     if instances.first != b"[":
         raise Unreadable("instances are no list")
     count, first = _elements(instances)
@@ -148,21 +150,21 @@ def _row(instances: _Span) -> tuple[Tensor, ...]:
     named = _named(first)
     if named is None:
         kind, shape = _shape(first, MAX_SHOWN_RANK - 1)
-        return (Tensor("", kind, None if shape is None else (count, *shape)),)
+        return (Tensor("", kind, None if shape is None else (count, *shape)),), 0, False
     tensors = {}
     for key, value in named:
         kind, shape = _shape(value, MAX_SHOWN_RANK - 1)
         # A name ends at a NUL: the server reads it as a C string.
         name = _name(key.partition(b"\0")[0])
         tensors[name] = Tensor(name, kind, None if shape is None else (count, *shape))
-    return tuple(tensors.values())
+    return tuple(tensors.values()), 0, True
 
 
-def _column(inputs: _Span) -> tuple[Tensor, ...]:
+def _column(inputs: _Span) -> tuple[tuple[Tensor, ...], int, bool]:
     named = _named(inputs)
     if named is None:
-        return (Tensor("", *_shape(inputs, MAX_SHOWN_RANK)),)
-    return tuple(Tensor(_name(key), *_shape(value, MAX_SHOWN_RANK)) for key, value in named)
+        return (Tensor("", *_shape(inputs, MAX_SHOWN_RANK)),), 0, False
+    return tuple(Tensor(_name(key), *_shape(value, MAX_SHOWN_RANK)) for key, value in named), 0, True
 
 
 def _name(text: bytes) -> str:

@@ -152,7 +152,7 @@ class TFServingRest:
             outline = scan_predict(body)
             tensors = tuple(sorted(TensorSpec(*tensor) for tensor in outline.tensors))
             method = f"REST Predict {outline.form}"
-            names: tuple[str, ...] = tuple(tensor.name for tensor in tensors if tensor.name)
+            names: tuple[str, ...] = tuple(tensor.name for tensor in tensors) if outline.named else ()
         else:
             outline = scan_examples(body)
             tensors = (TensorSpec(EXAMPLES_INPUT, _DT_STRING, (outline.examples,)),)

@@ -47,7 +47,8 @@ UNWARMED: Final = {
 
 #: Why a predict call over REST cannot be written without the model.
 WITHOUT_DEFS: Final = (
-    "a REST request: what its tensors are is known by the model's SignatureDefs alone; say --saved-model DIR"
+    "a REST request: what its tensors are is known by the model's SignatureDefs alone; say --saved-model DIR or"
+    " --metadata FILE"
 )
 
 # Field numbers: PredictLog.request (the same in every log), model_spec (of a request, and of an InferenceTask),

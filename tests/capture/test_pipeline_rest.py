@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from capture.commands.export import export
+from capture.errors import UserError
 from capture.export.base import ExportError
 from capture.export.read import read_any, read_store
 from capture.export.tfrecord import WITHOUT_DEFS, read_records
@@ -129,6 +130,44 @@ def test_without_the_model_rest_is_left_out_with_the_remedy(store: Path, tmp_pat
     left_out = json.loads((tmp_path / "warmup.manifest.json").read_text())["left_out"]
     assert {one["reason"] for one in left_out} == {WITHOUT_DEFS}
     assert {one["line"].partition(" m/")[0] for one in left_out} == {"REST Predict row", "REST Predict column"}
+
+
+def metadata(path: Path, dtype: str, model: str = "m") -> Path:
+    """The server's answer for the model above."""
+    signatures = {
+        name: {"inputs": {alias: {"dtype": kind, "name": f"{alias}:0"}}, "outputs": {out: {"name": f"{out}:0"}}}
+        for name, alias, out, kind in (
+            ("serving_default", "x", "y", dtype),
+            ("examples", "inputs", "outputs", "DT_STRING"),
+        )
+    }
+    answer = {"model_spec": {"name": model}, "metadata": {"signature_def": {"signature_def": signatures}}}
+    path.write_text(json.dumps(answer))
+    return path
+
+
+def test_the_servers_metadata_does_as_well_as_the_model(store: Path, tmp_path: Path) -> None:
+    files = [tmp_path / "by model", tmp_path / "by metadata"]
+    export("tfrecord", "m", files[0], store=str(store), saved_model=model(tmp_path / "1"))
+    export("tfrecord", "m", files[1], store=str(store), metadata=metadata(tmp_path / "m.json", "DT_FLOAT"))
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_metadata_that_is_none_is_told_with_the_remedy(store: Path, tmp_path: Path) -> None:
+    def error(path: Path, **options: Path) -> str:
+        with pytest.raises(UserError) as caught:
+            export("tfrecord", "m", tmp_path / "o", store=str(store), metadata=path, **options)
+        assert not (tmp_path / "o").exists()
+        return str(caught.value)
+
+    how = f"save the server's answer: curl -s http://SERVER:8501/v1/models/m/metadata -o {tmp_path}/"
+    assert error(tmp_path / "gone.json").endswith(f"gone.json: No such file or directory; {how}gone.json")
+    bad = tmp_path / "bad.json"
+    bad.write_text('{"error": "Servable not found for request: Latest(m)"}')
+    assert "bad.json: not the metadata of a model: " in error(bad)
+    other = metadata(tmp_path / "other.json", "DT_FLOAT", model="other")
+    assert "is the metadata of model other, not of m" in error(other)
+    assert "leave it out" in error(other, saved_model=model(tmp_path / "1"))
 
 
 def test_a_body_that_the_model_would_refuse_is_left_out_with_the_servers_words(store: Path, tmp_path: Path) -> None:

@@ -131,6 +131,8 @@ def dialects(data: bytes) -> None:
             assert found.what, "ignored without a word"
             continue
         _read(found, body)
+    for method in ("REST Predict", "REST Classify"):
+        _read(Route(BY_NAME["tfserving-rest"], method, "m", "/v1/models/m:predict"), body)
     for dialect in EAS.values():
         # Only settings lead to most of them.
         route = Route(dialect, "predict", "s", "/")
@@ -331,6 +333,12 @@ def seeds(name: str) -> Iterator[bytes]:
             yield b"\0" + body
             for pack in PACK.values():
                 yield b"\0" + pack(body)
+        for text in (
+            b'{"signature_name": "s", "instances": [{"x": [1, NaN]}]}',
+            b'{"inputs": {"b64": "aGk="}}',
+            b'{"context": {}, "examples": [{"a": ["b", 1]}]}',
+        ):
+            yield b"\0\0" + text
         yield bytes([0 | len(b"/api/predict/x") << 3]) + b"/api/predict/x" + bodies[-1]
     elif name == "rest":
         yield from rest_seeds()

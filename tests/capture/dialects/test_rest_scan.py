@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capture.convert.json_value import Absent, Members
+from capture.convert.values import ConversionError, document, is_base64, signature_name
 from capture.dialects import rest_scan
 from capture.dialects.base import Unreadable
 from capture.dialects.rest_scan import NUMBER, TEXT, UNKNOWN, Outline, Tensor, scan_examples, scan_predict
@@ -51,7 +53,8 @@ def outline(body: str | bytes) -> Outline:
     ],
 )  # fmt: skip
 def test_outlines(body: str | bytes, form: str, tensors: list[tuple[str, int, Any]]) -> None:
-    assert outline(body) == Outline(form, "", tuple(Tensor(*one) for one in tensors))
+    named = bool(tensors[0][0])
+    assert outline(body) == Outline(form, "", tuple(Tensor(*one) for one in tensors), named=named)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +133,78 @@ def test_both_ways_to_look_give_the_same(body: dict[str, Any], ascii_only: bool,
         "utf-8", "surrogatepass"
     )
     assert scan_predict(text + b"}") == scan_predict(text)
+
+
+def _joined(opening: str, closing: str) -> Any:
+    return lambda parts: opening + ", ".join(parts) + closing
+
+
+#: JSON as text, with all that strict parsers do not take or take otherwise.
+NAMES = ['"x"', '"y"', '"b64"', r'"\u0078"', r'"x\u0000y"', '""', r'"\""']
+KEYS = ['"inputs"', '"instances"', '"signature_name"', r'"\u0069nputs"', r'"instances\u0000"', '"other"']
+LEAVES = [
+    "1",
+    "-0",
+    "1.5e3",
+    "NaN",
+    "-Inf",
+    "true",
+    "null",
+    '"a"',
+    r'"\u00e9]"',
+    r'"}\\"',
+    '"[{"',
+    "[]",
+    "{}",
+    '{"b64": "aGk="}',
+    '{"b64": 1}',
+]
+values = st.recursive(
+    st.sampled_from(LEAVES),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3).map(_joined("[", "]")),
+        st.lists(st.tuples(st.sampled_from(NAMES), inner).map(": ".join), max_size=3).map(_joined("{", "}")),
+    ),
+    max_leaves=6,
+)
+documents = st.lists(st.tuples(st.sampled_from(KEYS), values).map(": ".join), max_size=4).map(_joined("{", "}"))
+
+
+def server(body: bytes) -> tuple[str, str, set[str] | None] | None:
+    """(form, signature name, names or None) as the server finds them (json_tensor.cc) in the document; None where it
+    refuses the body whatever the model is."""
+    found = document(body)
+    name = signature_name(found).decode()
+    instances, inputs = found.first(b"instances"), found.first(b"inputs")
+    if isinstance(instances, Absent) is isinstance(inputs, Absent):
+        return None
+    if isinstance(inputs, Absent):
+        if not isinstance(instances, list) or not instances:
+            return None
+        form, value = "row", instances[0]
+    else:
+        form, value = "column", inputs
+    if not isinstance(value, Members) or is_base64(value):
+        return form, name, None
+    names = {key.partition(b"\0")[0] if form == "row" else key for key, _ in value.items}
+    return (form, name, {one.decode() for one in names}) if names else None
+
+
+@given(documents, st.sampled_from(["", "\ufeff"]), st.sampled_from(["", "}", " x"]))
+def test_names_are_those_that_the_server_finds(text: str, before: str, behind: str) -> None:
+    body = (before + text + behind).encode()
+    try:
+        expected = server(body)
+    except ConversionError:
+        # signature_name is no string.
+        expected = None
+    if expected is None:
+        with pytest.raises(Unreadable):
+            scan_predict(body)
+        return
+    found = scan_predict(body)
+    names = {one.name for one in found.tensors} if found.named else None
+    assert (found.form, found.signature_name, names) == expected
 
 
 @given(st.binary(max_size=40) | st.text('[]{}",:\\1nN ', max_size=40).map(lambda text: text.encode()))
