@@ -15,7 +15,7 @@ from typing import Annotated, Final
 
 import typer
 
-from capture.commands.model_defs import model_defs
+from capture.commands.model_defs import defs_for, model_defs
 from capture.commands.options import (
     DEFAULT_STORE,
     BatchSizesOption,
@@ -154,7 +154,7 @@ def run(
             f" load of the model; say --limit {form.max_records} to keep the most used"
             + ("" if defs is not None else ", or --saved-model DIR to merge those that share an executor")
         )
-    records = scrubbed(form, read_samples(source, form, selection, defs), rules)
+    records = scrubbed(form, read_samples(source, form, selection, defs_for(defs, source, model)), rules)
     if not records:
         raise ExportError(_nothing(source, form, model, version, selection))
     expanded_on = ""

@@ -1,7 +1,9 @@
-"""The SignatureDefs that a command fits records to: of a version directory, or as the model server tells them."""
+"""The SignatureDefs that a command fits records to: of a version directory, or as the model server told them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -9,6 +11,7 @@ from capture.errors import UserError
 from capture.metadata import MetadataError, read_metadata
 from capture.savedmodel import read_saved_model
 from capture.signature import SignatureDef
+from capture.store.base import UNKNOWN_VERSION, ModelVersion, Store
 
 #: An answer of the server; real ones have some KB.
 MAX_METADATA_BYTES: Final = 64 << 20
@@ -36,3 +39,23 @@ def model_defs(saved_model: Path | None, metadata: Path | None, model: str) -> d
     if found.model not in ("", model):
         raise UserError(f"{metadata}: is the metadata of model {found.model}, not of {model}; {how}")
     return found.signatures
+
+
+def defs_for(
+    given: Mapping[str, SignatureDef] | None, source: Store, model: str
+) -> Callable[[ModelVersion], Mapping[str, SignatureDef] | None]:
+    """The SignatureDefs for a request that a version answered: those that are given, otherwise what the sidecar was
+    told of that version (``listeners[].status``), or of the newest where the version is not known."""
+    if given is not None:
+        return lambda _: given
+    known: dict[str, Mapping[str, SignatureDef]] = {}
+    for one in source.metadata(model):
+        # What is stored was read before it was stored; nothing is known by an answer that is none after all.
+        with suppress(MetadataError):
+            known[one.owner.version] = read_metadata(one.body).signatures
+    newest = known[max(known, key=_number)] if known else None
+    return lambda owner: known.get(owner.version, newest if owner.version == UNKNOWN_VERSION else None)
+
+
+def _number(version: str) -> int:
+    return int(version) if version.isascii() and version.isdigit() else -1

@@ -15,9 +15,10 @@ from capture.export.read import read_any, read_store
 from capture.export.tfrecord import WITHOUT_DEFS, read_records
 from capture.schema import messages
 from capture.schema.wire import length_delimited
-from capture.store.base import open_store
+from capture.store.base import ModelVersion, StoredMetadata, open_store
 from tests.capture.test_pipeline import Rig
 from tests.support.calls import predict
+from tests.support.stores import filled
 from tests.support.tap_frames import Flow, GrpcFlow
 
 M = "/v1/models/m"
@@ -151,6 +152,26 @@ def test_the_servers_metadata_does_as_well_as_the_model(store: Path, tmp_path: P
     export("tfrecord", "m", files[0], store=str(store), saved_model=model(tmp_path / "1"))
     export("tfrecord", "m", files[1], store=str(store), metadata=metadata(tmp_path / "m.json", "DT_FLOAT"))
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_what_the_sidecar_was_told_of_a_version_converts_its_requests(tmp_path: Path) -> None:
+    rig, flow = Rig(), Flow()
+    flow.post(M + "/versions/7:predict", ROWS, answer=ANSWER)
+    flow.post(M + "/versions/8:predict", COLUMNS, answer=ANSWER)
+    flow.post(M + "/versions/9:predict", PLAIN, answer=ANSWER)
+    flow.post(M + ":predict", b'{"signature_name": "examples", "inputs": ["a"]}', answer=ANSWER)
+    rig.feed(flow)
+    batch = rig.pipeline.take()
+    for version, dtype in (("7", "DT_FLOAT"), ("8", "DT_INT32"), ("10", "DT_DOUBLE")):
+        owner = ModelVersion("tfserving", "m", version)
+        batch.metadata[owner] = StoredMetadata(owner, 1.0, metadata(tmp_path / "m.json", dtype).read_bytes())
+    filled(tmp_path / "s.sqlite", batch).close()
+    out = tmp_path / "warmup"
+    export("tfrecord", "m", out, store=str(tmp_path / "s.sqlite"))
+    # 7 takes floats; 8 would have refused it; of 9 nothing is known; for no version the newest, 10, speaks.
+    assert lines(out) == ["Predict m/examples (inputs) -> (*)", "Predict m/serving_default (x) -> (*)"]
+    left_out = json.loads((tmp_path / "warmup.manifest.json").read_text())["left_out"]
+    assert sorted(one["reason"][:30] for one in left_out) == [WITHOUT_DEFS[:30], "does not convert to a gRPC requ"[:30]]
 
 
 def test_metadata_that_is_none_is_told_with_the_remedy(store: Path, tmp_path: Path) -> None:
