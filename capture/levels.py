@@ -16,9 +16,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from capture.memo import Memo
 from capture.schema.tensors import elements
 from capture.schema.wire import LENGTH, WireError, fields
-from capture.signature import REST_METHODS, Call, TensorSpec
+from capture.signature import MEMO_BYTES, REST_METHODS, Call, TensorSpec
 
 SEPARATOR: Final = "."
 #: Hexadecimal digits of a class: 64 bits, within one wire signature.
@@ -49,25 +50,41 @@ class Level:
     def suffix(self, call: Call, body: bytes | None) -> str:
         """What the digest of a call's record ends with: "" at level ``names``, and where it cannot be told because the
         ``body`` is gone."""
-        parts = []
-        if self.shapes:
-            parts.append(self._shapes(call.tensors) if self.buckets else call.shapes)
+        if not self.shapes and not self.inputs:
+            return ""
+        found = _shape_class(self.buckets, call.tensors) if self.shapes else ""
         if self.inputs:
             if body is None:
                 return ""
-            parts += [_value(call, body, alias) for alias in self.inputs]
-        if not parts:
-            return ""
-        return SEPARATOR + hashlib.sha256("\n".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:CLASS_HEX]
+            found = _hashed("\n".join([found, *(_value(call, body, alias) for alias in self.inputs)]))
+        return SEPARATOR + found
 
-    def _shapes(self, tensors: tuple[TensorSpec, ...]) -> str:
-        # The text of a shape that was rounded: requests of one class are written alike.
-        return " ".join(str(one._replace(shape=self._rounded(one.shape))) for one in tensors)
 
-    def _rounded(self, shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if not shape:
-            return shape
-        return (next((size for size in self.buckets if size >= shape[0]), shape[0]), *shape[1:])
+def _hashed(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:CLASS_HEX]
+
+
+#: The class of shapes that were seen before, by the buckets and the shapes: writing them out would cost every request.
+_CLASSES: Final[Memo[tuple[tuple[int, ...], tuple[TensorSpec, ...]], str]] = Memo(MEMO_BYTES)
+#: Bytes that an entry takes, rounded up: itself, for each tensor, and for each character of its name and dimension.
+_ENTRY_COST, _TENSOR_COST, _PART_COST = 1000, 300, 40
+
+
+def _shape_class(buckets: tuple[int, ...], tensors: tuple[TensorSpec, ...]) -> str:
+    key = (buckets, tensors)
+    known = _CLASSES.get(key)
+    if known is not None:
+        return known
+    # Requests of one class are written alike: with the shapes that they are rounded to.
+    found = _hashed(" ".join(str(one._replace(shape=_rounded(one.shape, buckets))) for one in tensors))
+    parts = sum(len(one.name) + len(one.shape or ()) for one in tensors)
+    return _CLASSES.put(key, found, _ENTRY_COST + _TENSOR_COST * len(tensors) + _PART_COST * parts)
+
+
+def _rounded(shape: tuple[int, ...] | None, buckets: tuple[int, ...]) -> tuple[int, ...] | None:
+    if not shape:
+        return shape
+    return (next((size for size in buckets if size >= shape[0]), shape[0]), *shape[1:])
 
 
 NAMES: Final = Level()

@@ -26,6 +26,7 @@ from capture.ingest.har import read_har
 from capture.ingest.lines import read_line
 from capture.ingest.predictions import read_predictions
 from capture.ingest.recorded import Recorded, Recorder, Unread
+from capture.levels import Levels
 from capture.pipeline import Pipeline
 from capture.store.base import Store, open_store
 
@@ -63,6 +64,9 @@ def ingest(
     version: Annotated[
         str, typer.Option("--model-version", help="Model version, where nothing else tells it.", metavar="V")
     ] = "",
+    level: Annotated[
+        str, typer.Option("--level", help="What tells records apart beside names, as capture.level.", metavar="LEVEL")
+    ] = "names",
     again: Annotated[bool, typer.Option("--again", help="Count what was ingested before once more.")] = False,
     allow_shared_store: SharedOption = False,
 ) -> None:
@@ -77,10 +81,14 @@ def ingest(
         raise UserError(f"--format {form}: no such format; one of: {', '.join(FORMATS)}")
     if dialect not in ("auto", *BY_NAME):
         raise UserError(f"--dialect {dialect}: no such dialect; one of: auto, {', '.join(BY_NAME)}")
+    try:
+        levels = Levels(level)
+    except ValueError as error:
+        raise UserError(f"--{error}") from None
     listener = ListenerConfig("", dialect, service, version)
     opened = open_store(store, create=True, allow_shared=allow_shared_store)
     try:
-        job = _Job(opened, listener, again)
+        job = _Job(opened, listener, again, levels)
         for file in files:
             job.read(file, form)
     finally:
@@ -92,7 +100,7 @@ def ingest(
 class _Job:
     """All files of one call."""
 
-    def __init__(self, store: Store, listener: ListenerConfig, again: bool) -> None:
+    def __init__(self, store: Store, listener: ListenerConfig, again: bool, levels: Levels) -> None:
         limits = Limits()
         self._store = store
         self._again = again
@@ -118,6 +126,7 @@ class _Job:
             open_bytes=limits.open_bytes,
             count=self._count,
             draw=random.random,
+            levels=levels,
         )
         self._recorder = Recorder(
             self._pipeline, listener, request_bytes=limits.request_bytes, open_bytes=limits.open_bytes, now=now

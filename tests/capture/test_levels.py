@@ -6,6 +6,8 @@ import struct
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from capture.admission import MAX_CLASSES
 from capture.dialects.base import Route
@@ -13,6 +15,7 @@ from capture.dialects.table import BY_NAME
 from capture.dialects.tfserving_calls import read_predict
 from capture.levels import Levels, matches, parse_level, short, split
 from capture.schema.wire import length_delimited
+from capture.signature import TensorSpec
 from capture.store.base import MAX_SHAPES, ModelVersion, open_store
 from proxy.settings import SettingsError, from_data
 from tests.capture.test_admission import START
@@ -109,6 +112,16 @@ def test_values_of_an_eas_request() -> None:
 
 def test_without_the_body_values_are_not_known() -> None:
     assert parse_level("shapes+values(k)").suffix(read_predict(shaped(2)), None) == ""
+
+
+@given(st.binary(max_size=60), st.sampled_from([1, 3, 7, 8, 10, 99]), st.integers(-3, 70))
+def test_any_bytes_have_some_class(body: bytes, dtype: int, size: int) -> None:
+    """A call that was read by one parser is looked at by another: whatever that finds, it says something."""
+    call = read_predict(with_k(b"", dtype=dtype))
+    call.tensors = (TensorSpec("k", dtype, (size,)),)
+    inside = length_delimited(2, length_delimited(1, b"k") + length_delimited(2, body))
+    for text in (body, inside):
+        assert len(parse_level("values(k)").suffix(call, text)) == 17
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,21 @@ def test_everything_is_stored_when_the_tap_ends(path: Path) -> None:
     assert worker.counters.snapshot()["tap_frames"] > 40
 
 
+def test_levels_reach_it(path: Path) -> None:
+    worker = Worker(path, level="shapes", levels={"plain": "names"})
+    worker.greet()
+    grpc = GrpcFlow(1)
+    for model in ("m", "plain"):
+        for rows in (1, 2, 2):
+            grpc.call(predict({"x": (1, (rows,))}, model=model), predict_response())
+    worker.send(grpc)
+    code, text = worker.end()
+    assert code == 0, text
+    with closing(open_store(str(path))) as store:
+        found = sorted((row.key.owner.model, row.hits, "." in row.key.digest) for row in store.signatures())
+    assert found == [("m", 1, True), ("m", 2, True), ("plain", 3, False)]
+
+
 def test_it_stores_while_it_runs_and_knows_it_all_after_a_restart(path: Path) -> None:
     first = Worker(path)
     first.greet()

@@ -217,3 +217,15 @@ def test_mistakes_are_one_line(tmp_path: Path, place: Path, arguments: list[str]
     _, errors = ingest(place, tmp_path / name, *rest, status=1)
     (line,) = errors
     assert line.removeprefix("capture: error: ").removeprefix(f"{tmp_path}/").startswith(why)
+
+
+def test_a_level_tells_shapes_apart(tmp_path: Path, place: Path) -> None:
+    file = tmp_path / "requests.jsonl"
+    bodies = [calls.eas({"x": [1.0] * count}) for count in (1, 2, 2)]
+    file.write_text("".join(eas_line(body_base64=b64(body)) for body in bodies))
+    ingest(place, file, "--level", "shapes")
+    assert sorted((row.hits, row.sample_shapes) for row in rows(place)) == [(1, "x:float[1]"), (2, "x:float[2]")]
+    assert len({row.signature.digest for row in rows(place)}) == 1
+    _, lines = ingest(place, file, "--level", "shape", status=1)
+    assert len(lines) == 1
+    assert lines[0].startswith("capture: error: --level: 'shape' is no level; write names, shapes, ")

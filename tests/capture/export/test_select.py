@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from capture.export.base import Selection
@@ -136,3 +137,22 @@ def test_what_the_format_cannot_hold_is_left_out_with_the_reason() -> None:
     for method in ("Predict", "Classify", "Regress", "MultiInference"):
         assert FORMATS["tfrecord"].refuses(wire_signature("tfserving", "m", method, "", ["x"], ["y"])) == ""
     assert FORMATS["jsonl"].refuses(session) == ""
+
+
+def classed(one: StoredSignature, level: str) -> StoredSignature:
+    return replace(one, key=one.key._replace(digest=f"{one.key.digest}.{level}"))
+
+
+def test_what_a_level_tells_apart_is_never_merged() -> None:
+    defs = {"serving_default": signature_def({"x": "x:0"}, {"a": "y:0", "b": "y:0"})}
+    rows = [
+        classed(row("a", hits=5), "11"), classed(row("a", hits=3), "22"), classed(row("b", hits=4), "11"), row("a"),
+    ]  # fmt: skip
+    assert len(choose(*rows).records) == 4
+    found = choose(*rows, defs=defs)
+    # Of one class and one executor: both signatures are one record.
+    assert [(record.key.digest.partition(".")[2], record.hits) for record in found.records] == [
+        ("11", 9), ("22", 3), ("", 1),
+    ]  # fmt: skip
+    calls = covered_calls(found, rows, FORMATS["tfrecord"])
+    assert (calls.covered, calls.seen) == (13, 13)
