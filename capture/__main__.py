@@ -30,6 +30,10 @@ COMMANDS: Final = {
     "export": Command("capture.commands.export:export", "Write warm-up files from what was captured."),
     "ingest": Command("capture.commands.ingest:ingest", "Read requests that were recorded elsewhere into a store."),
     "inspect": Command("capture.commands.inspect:inspect", "List what is in a warm-up file, whoever wrote it."),
+    "coverage": Command(
+        "capture.commands.coverage:coverage_command",
+        "Say what share of production a warm-up file covers, and bound the rest.",
+    ),
     "diff": Command("capture.commands.diff:diff", "Compare two warm-up files, or one with a store."),
     "verify": Command("replay.commands.verify:verify", "Prove on real TensorFlow that a warm-up file helps."),
     "refresh": Command("replay.commands.refresh:refresh", "Write the warm-up file of each new model version, once."),

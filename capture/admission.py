@@ -16,9 +16,8 @@ from typing import Final
 
 from capture.admission_state import Decision, Held, Known, VersionState
 from capture.dialects.base import Outcome
-from capture.store.base import MAX_SHAPES, OTHER, Batch, ModelVersion, RecordKey, StoredHeldOut, StoredSignature
+from capture.store.base import HOUR, MAX_SHAPES, OTHER, Batch, ModelVersion, RecordKey, StoredHeldOut, StoredSignature
 
-HOUR: Final = 3600.0
 #: A sample of another shape than the most frequent one is replaced once that shape was seen this many times as often.
 SHAPE_LEAD: Final = 2
 #: Evicted signatures that are remembered (digest, hits, dates), in multiples of the signature limit.

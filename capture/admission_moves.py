@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from capture.admission import HOUR, Admission
+from capture.admission import Admission
 from capture.admission_state import Decision, Known, VersionState
-from capture.store.base import MAX_SHAPES, RecordKey, SignatureDelta
+from capture.store.base import HOUR, MAX_SHAPES, RecordKey, SignatureDelta
 
 
 @dataclass(slots=True)

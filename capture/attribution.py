@@ -21,7 +21,6 @@ from capture.serving import version_at
 from capture.signature import Call, WireSignature
 from capture.status_messages import Answers, Ask, Asks, Metadata, Said
 from capture.store.base import (
-    MAX_SENDERS,
     MAX_SHAPES,
     UNKNOWN_VERSION,
     Batch,
@@ -31,6 +30,7 @@ from capture.store.base import (
     SignatureDelta,
     StoredMetadata,
     bump,
+    count_sender,
 )
 
 #: Models that are asked for and labels of each; the supervisor has the same bounds.
@@ -80,6 +80,7 @@ class Stretch:
     unproven: int = 0
     shapes: Counter[str] = field(default_factory=Counter)
     senders: Counter[str] = field(default_factory=Counter)
+    blocks: Counter[tuple[int, str]] = field(default_factory=Counter)
     sampled_at: float | None = None
     held: list[str] = field(default_factory=list)
 
@@ -96,7 +97,7 @@ class Stretch:
         self.proven += proven * calls
         self.unproven += (not proven) * calls
         bump(self.shapes, shapes, MAX_SHAPES, calls)
-        bump(self.senders, sender, MAX_SENDERS, calls)
+        count_sender(self.senders, self.blocks, sender, now, calls)
 
 
 class Attribution:
@@ -253,7 +254,7 @@ def settle(attribution: Attribution, admission: Admission, batch: Batch, now: fl
         delta = SignatureDelta(
             stretch.signature, stretch.first_seen, stretch.last_seen, stretch.proven, stretch.unproven
         )
-        delta.shapes, delta.senders = stretch.shapes, stretch.senders
+        delta.shapes, delta.senders, delta.blocks = stretch.shapes, stretch.senders, stretch.blocks
         target = stretch.key._replace(owner=stretch.key.owner._replace(version=version))
         moved = move(admission, stretch.key, target, delta, sampled_at=stretch.sampled_at, held=stretch.held)
         decision = moved.decision

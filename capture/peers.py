@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import Final
+
+#: Characters of a client's name.
+MAX_CLIENT: Final = 32
 
 
 def network(peer: str) -> str:
@@ -13,3 +17,10 @@ def network(peer: str) -> str:
     except ValueError:
         return "unix" if peer.startswith("unix") else "-"
     return str(ipaddress.ip_network((address, 24 if address.version == 4 else 64), strict=False))
+
+
+def client(sender: str) -> str:
+    """The program that a sender ("USER-AGENT NETWORK") is, without its version: machines and releases of one program
+    are not independent of each other. "-" where it does not say."""
+    name = sender.rpartition(" ")[0].partition("/")[0].partition(" ")[0]
+    return name[:MAX_CLIENT] or "-"

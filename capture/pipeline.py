@@ -26,7 +26,6 @@ from capture.peers import network
 from capture.retries import Retries, improves
 from capture.signature import Call
 from capture.store.base import (
-    MAX_SENDERS,
     MAX_SHAPES,
     OTHER,
     UNKNOWN_VERSION,
@@ -36,6 +35,7 @@ from capture.store.base import (
     Sample,
     SignatureDelta,
     bump,
+    count_sender,
 )
 from capture.wire import events as ev
 from capture.wire.detect import FlowObserver
@@ -366,7 +366,7 @@ class Pipeline:
         else:
             delta.unproven += (not proven) * calls
             bump(delta.shapes, shapes, MAX_SHAPES, calls)
-            bump(delta.senders, exchange.sender, MAX_SENDERS, calls)
+            count_sender(delta.senders, delta.blocks, exchange.sender, now, calls)
         if body is not None and (decision.sample or decision.hold is not None):
             sample = Sample(body, exchange.wire_body, exchange.headers, exchange.path, shapes, outcome, self.now)
             self.urgent = True

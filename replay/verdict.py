@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from capture.differences import nearest
-from capture.export.tfrecord import UNWARMED
+from capture.coverage import explanation
 from capture.levels import SHORT_CLASS
 from capture.signature import Misfit, SignatureDef, WireSignature, executor_key
 from replay.figures import Figures, Pass, group_figures
@@ -49,7 +48,7 @@ def decide(evidence: Evidence, warm: Pass, records: Mapping[str, WireSignature],
             reasons.append(f"{one.signature}: did not run: {ran.message}")
         elif ran.builds:
             graphs = f"{ran.builds} graph{'s' if ran.builds > 1 else ''}"
-            reasons.append(f"{one.signature}: built {graphs}; {explanation(one.signature, records)}")
+            reasons.append(f"{one.signature}: built {graphs}; {explanation(one.signature, records.values())}")
         elif ran.compilations and one.level:
             text = f"{one.signature}: XLA compiled {ran.compilations} times"
             reasons.append(f"{text}; no record is of its class {one.level[:SHORT_CLASS]}")
@@ -78,7 +77,7 @@ def decide_static(
     covered = groups(records.values(), defs)
     for one in evidence.judged:
         if one.key not in covered and one.proven:
-            reasons.append(f"{one.signature}: would build a graph; {explanation(one.signature, records)}")
+            reasons.append(f"{one.signature}: would build a graph; {explanation(one.signature, records.values())}")
     classed = any(one.level for one in evidence.judged)
     notes = (
         ["names do not tell whether a class of shapes or values is in the file: that must be run"] if classed else []
@@ -135,16 +134,3 @@ def _cause(found: Figures) -> str:
     if found.compilations:
         return f"XLA compiled {found.compilations} times: for shapes or constants that no record has"
     return "not a graph: an allocation, a shape that a kernel met first, or a busy machine"
-
-
-def explanation(signature: WireSignature, records: Mapping[str, WireSignature]) -> str:
-    """Why a file did not help a request: what it cannot hold, or how the request differs from the nearest record."""
-    if signature.family == "tfserving" and signature.method in UNWARMED:
-        return UNWARMED[signature.method]
-    if signature.digest in records:
-        return "a record of the same signature is in the file: its names are not enough to find the executor"
-    found = nearest(signature, records.values())
-    if found is None:
-        return "the file has no record"
-    other, differences = found
-    return f"nearest record {other.digest[:15]}: {'; '.join(differences)}"

@@ -10,18 +10,26 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
+from capture.counters import LOSSES
 from capture.errors import UserError
+from capture.peers import client
 from capture.signature import WireSignature
 
 #: Distinct input shapes and senders kept per signature; the rest is counted as "other".
 MAX_SHAPES = 16
 MAX_SENDERS = 16
+#: Blocks of one signature in one batch: that many clients, or hours while the store is away.
+MAX_BLOCKS = 64
 OTHER = "(other)"
 
 #: Model versions whose SignatureDefs are kept; beyond it those fetched first are deleted.
 MAX_METADATA = 500
+#: Seconds. Calls and losses are kept by hours since the epoch.
+HOUR: Final = 3600.0
+#: Counters that are kept by the hour: the losses, and what they are a share of.
+COUNTED: Final = (*LOSSES, "requests_proven", "requests_unproven", "tap_client_bytes", "flows_opened")
 
 #: The model version where the server did not tell it. A normal source, never dropped.
 UNKNOWN_VERSION = "unknown"
@@ -96,6 +104,8 @@ class SignatureDelta:
     hours: int = 0
     shapes: Counter[str] = field(default_factory=Counter)
     senders: Counter[str] = field(default_factory=Counter)
+    #: Calls by hour since the epoch and client (:func:`capture.peers.client`).
+    blocks: Counter[tuple[int, str]] = field(default_factory=Counter)
 
 
 class StoredMetadata(NamedTuple):
@@ -192,6 +202,15 @@ class StoredHeldOut(NamedTuple):
     captured_at: float
 
 
+class StoredBlock(NamedTuple):
+    """Calls of one signature by one client in one hour since the epoch."""
+
+    key: RecordKey
+    hour: int
+    client: str
+    calls: int
+
+
 class Store(Protocol):
     """A place for records. Every method raises StoreError when the store does not answer."""
 
@@ -219,6 +238,12 @@ class Store(Protocol):
     def metadata(self, model: str | None = None) -> list[StoredMetadata]:
         """What model servers said of their versions, newest first; of one model if given."""
 
+    def blocks(self, model: str | None = None, since_hour: int = 0) -> list[StoredBlock]:
+        """Who called what, from this hour since the epoch on, oldest first; of one model if given."""
+
+    def counted(self, since_hour: int = 0) -> dict[str, int]:
+        """By how much the counters in ``COUNTED`` have grown from this hour on, over all runs and models."""
+
     def counters(self) -> dict[str, int]:
         """The counters of all runs, summed."""
 
@@ -232,6 +257,15 @@ class Store(Protocol):
 def bump(counts: Counter[str], name: str, most: int, times: int) -> None:
     """Count ``name``, with at most ``most`` names: a store that is away for hours must not fill the memory."""
     counts[name if name in counts or len(counts) < most else OTHER] += times
+
+
+def count_sender(
+    senders: Counter[str], blocks: Counter[tuple[int, str]], sender: str, now: float, times: int
+) -> None:  # fmt: skip
+    """Count calls of a sender as in :class:`SignatureDelta`; bounded likewise."""
+    bump(senders, sender, MAX_SENDERS, times)
+    block = (int(now // HOUR), client(sender))
+    blocks[block if block in blocks or len(blocks) < MAX_BLOCKS else (block[0], OTHER)] += times
 
 
 def store_path(url: str) -> Path:

@@ -17,12 +17,11 @@ from typing import Any, Final
 
 import msgspec
 
-from capture.signature import WireSignature
 from capture.store.base import (
+    HOUR,
     MAX_METADATA,
     MAX_SENDERS,
     MAX_SHAPES,
-    OTHER,
     Batch,
     HeldOut,
     ModelVersion,
@@ -30,13 +29,16 @@ from capture.store.base import (
     RecordKey,
     Sample,
     SignatureDelta,
+    StoredBlock,
     StoredHeldOut,
     StoredMetadata,
     StoredSignature,
     StoreError,
     StoreGone,
 )
+from capture.store.sqlite_blocks import add_blocks, add_counted, prune, take_blocks
 from capture.store.sqlite_file import open_file
+from capture.store.sqlite_rows import less, merged, sample_of, sample_row, stored_signature
 
 _SAMPLE_COLUMNS: Final = "size, shapes, outcome, captured_at, path, headers, wire_body, body"
 
@@ -48,6 +50,8 @@ class SqliteStore:
         self.path = path
         self._db = connection
         self._file = _file_id(path)
+        #: The hour in which the tables with a bound were last brought within it.
+        self._pruned = 0
 
     @classmethod
     def open(cls, path: Path, *, create: bool = False, allow_shared: bool = False) -> SqliteStore:
@@ -102,7 +106,7 @@ class SqliteStore:
                         " ON CONFLICT (signature_id) DO UPDATE SET size=excluded.size, shapes=excluded.shapes,"
                         " outcome=excluded.outcome, captured_at=excluded.captured_at, path=excluded.path,"
                         " headers=excluded.headers, wire_body=excluded.wire_body, body=excluded.body",
-                        (row, *_sample_row(sample)),
+                        (row, *sample_row(sample)),
                     )
                     db.execute("UPDATE signatures SET evicted=0 WHERE id=?", (row,))
             for key, held in batch.held_out.values():
@@ -111,7 +115,7 @@ class SqliteStore:
                     db.execute(
                         f"INSERT OR REPLACE INTO held_out (id, signature_id, draw, for_signature, {_SAMPLE_COLUMNS})"  # noqa: S608
                         " VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
-                        (held.id, row, held.draw, held.for_signature, *_sample_row(held.sample)),
+                        (held.id, row, held.draw, held.for_signature, *sample_row(held.sample)),
                     )
             _release(db, batch.released)
             db.executemany(
@@ -123,9 +127,15 @@ class SqliteStore:
                 list(batch.ignored.items()),
             )
             _keep_metadata(db, batch.metadata.values())
+            if (hour := int(batch.updated_at // HOUR)) > self._pruned:
+                prune(db)
+                self._pruned = hour
             if batch.forget_before:
                 db.execute("DELETE FROM signatures WHERE last_seen < ?", (batch.forget_before,))
             if batch.counters:
+                before = db.execute("SELECT counters FROM runs WHERE run=?", (batch.run,)).fetchone()
+                known = {} if before is None else msgspec.json.decode(before[0], type=dict[str, int])
+                add_counted(db, known, batch.counters, batch.updated_at)
                 db.execute(
                     "INSERT OR REPLACE INTO runs VALUES (?,?,?)",
                     (batch.run, batch.updated_at, msgspec.json.encode(batch.counters).decode()),
@@ -142,7 +152,7 @@ class SqliteStore:
             model,
         )
         with self._errors():
-            return [_stored_signature(row) for row in rows]
+            return [stored_signature(row) for row in rows]
 
     def sample(self, key: RecordKey) -> Sample | None:
         rows = self._rows(
@@ -151,7 +161,7 @@ class SqliteStore:
             *key.owner,
             key.digest,
         )
-        return _sample(rows[0]) if rows else None
+        return sample_of(rows[0]) if rows else None
 
     def held_out_index(self) -> list[StoredHeldOut]:
         rows = self._rows(
@@ -177,7 +187,7 @@ class SqliteStore:
             )
             # A running sidecar may have released it since.
             for row in found:
-                held = HeldOut(held_id, _sample(row[:-2]), row[-2], bool(row[-1]))
+                held = HeldOut(held_id, sample_of(row[:-2]), row[-2], bool(row[-1]))
                 yield RecordKey(ModelVersion(family, name, version), digest), held
 
     def refusals(self) -> list[tuple[str, str, str, str, int]]:
@@ -193,6 +203,19 @@ class SqliteStore:
             model,
         )
         return [StoredMetadata(ModelVersion(*row[:3]), *row[3:]) for row in rows]
+
+    def blocks(self, model: str | None = None, since_hour: int = 0) -> list[StoredBlock]:
+        rows = self._rows(
+            "SELECT s.family, s.model, s.version, s.digest, b.hour, b.client, b.calls FROM blocks b"
+            " JOIN signatures s ON s.id = b.signature_id WHERE b.hour >= ?2 AND (?1 IS NULL OR s.model = ?1)"
+            " ORDER BY b.hour, s.digest, s.version, b.client",
+            model,
+            since_hour,
+        )
+        return [StoredBlock(RecordKey(ModelVersion(*row[:3]), row[3]), *row[4:]) for row in rows]
+
+    def counted(self, since_hour: int = 0) -> dict[str, int]:
+        return dict(self._rows("SELECT what, sum(count) FROM counted WHERE hour >= ? GROUP BY what", since_hour))
 
     def counters(self) -> dict[str, int]:
         total: Counter[str] = Counter()
@@ -254,10 +277,11 @@ def _move(db: sqlite3.Connection, move: Move) -> None:
         return
     source, shapes, senders, proven, unproven = found
     target = _count(db, move.target, delta)
+    take_blocks(db, source, delta)
     proven, unproven = max(0, proven - delta.proven), max(0, unproven - delta.unproven)
     db.execute(
         "UPDATE signatures SET proven=?, unproven=?, shapes=?, senders=? WHERE id=?",
-        (proven, unproven, _less(shapes, delta.shapes), _less(senders, delta.senders), source),
+        (proven, unproven, less(shapes, delta.shapes), less(senders, delta.senders), source),
     )
     if move.sample:
         db.execute(
@@ -276,15 +300,6 @@ def _move(db: sqlite3.Connection, move: Move) -> None:
         )
 
 
-def _less(text: str, gone: Counter[str]) -> str:
-    """Counts as JSON without those that are gone."""
-    counts = msgspec.json.decode(text, type=dict[str, int])
-    for name, count in gone.items():
-        where = name if name in counts else OTHER
-        counts[where] = counts.get(where, 0) - count
-    return msgspec.json.encode({name: count for name, count in counts.items() if count > 0}).decode()
-
-
 def _keep_metadata(db: sqlite3.Connection, found: Collection[StoredMetadata]) -> None:
     if found:
         db.executemany(
@@ -296,29 +311,6 @@ def _keep_metadata(db: sqlite3.Connection, found: Collection[StoredMetadata]) ->
             " ORDER BY fetched_at DESC LIMIT -1 OFFSET ?)",
             (MAX_METADATA,),
         )
-
-
-def _stored_signature(row: tuple[Any, ...]) -> StoredSignature:
-    (
-        family, name, version, digest, signature, proven, unproven, first_seen,
-        last_seen, hours, shapes, senders, evicted, sample_at, size, sample_shapes, outcome,
-    ) = row  # fmt: skip
-    return StoredSignature(
-        key=RecordKey(ModelVersion(family, name, version), digest),
-        signature=msgspec.json.decode(signature, type=WireSignature),
-        proven=proven,
-        unproven=unproven,
-        first_seen=first_seen,
-        last_seen=last_seen,
-        hours=hours,
-        shapes=msgspec.json.decode(shapes, type=dict[str, int]),
-        senders=msgspec.json.decode(senders, type=dict[str, int]),
-        evicted=bool(evicted),
-        sample_at=sample_at,
-        sample_size=size or 0,
-        sample_shapes=sample_shapes or "",
-        sample_outcome=outcome or "",
-    )
 
 
 def _count(db: sqlite3.Connection, key: RecordKey, delta: SignatureDelta) -> int:
@@ -340,11 +332,12 @@ def _count(db: sqlite3.Connection, key: RecordKey, delta: SignatureDelta) -> int
                 delta.first_seen,
                 delta.last_seen,
                 delta.hours,
-                _merged("{}", delta.shapes, MAX_SHAPES),
-                _merged("{}", delta.senders, MAX_SENDERS),
+                merged("{}", delta.shapes, MAX_SHAPES),
+                merged("{}", delta.senders, MAX_SENDERS),
             ),
         ).lastrowid
         assert row is not None
+        add_blocks(db, row, delta)
         return row
     row, shapes, senders = found
     db.execute(
@@ -356,38 +349,10 @@ def _count(db: sqlite3.Connection, key: RecordKey, delta: SignatureDelta) -> int
             delta.hours,
             delta.first_seen,
             delta.last_seen,
-            _merged(shapes, delta.shapes, MAX_SHAPES),
-            _merged(senders, delta.senders, MAX_SENDERS),
+            merged(shapes, delta.shapes, MAX_SHAPES),
+            merged(senders, delta.senders, MAX_SENDERS),
             row,
         ),
     )
+    add_blocks(db, row, delta)
     return int(row)
-
-
-def _merged(text: str, more: Counter[str], most: int) -> str:
-    """Counts as JSON, at most ``most`` names and one for the rest: names that are there stay, new ones fill up."""
-    counts = msgspec.json.decode(text, type=dict[str, int])
-    for name, count in more.items():
-        where = name if name in counts or len(counts) < most else OTHER
-        counts[where] = counts.get(where, 0) + count
-    return msgspec.json.encode(counts).decode()
-
-
-def _sample_row(sample: Sample) -> tuple[Any, ...]:
-    return (
-        sample.size,
-        sample.shapes,
-        sample.outcome,
-        sample.captured_at,
-        sample.path,
-        msgspec.json.encode(sample.headers).decode(),
-        sample.wire_body,
-        sample.body,
-    )
-
-
-def _sample(row: tuple[Any, ...]) -> Sample:
-    _, shapes, outcome, captured_at, path, headers, wire_body, body = row
-    return Sample(
-        body, wire_body, msgspec.json.decode(headers, type=dict[str, str]), path, shapes, outcome, captured_at
-    )

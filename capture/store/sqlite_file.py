@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Final
 
 from capture.store.base import StoreError
+from capture.store.sqlite_blocks import TABLES as BLOCKS
 
 #: "wtap": tells a warmtap store from any other SQLite file (PRAGMA application_id).
 APPLICATION_ID: Final = 0x77746170
 #: Raised with every change to the tables; an older file is migrated on opening, a newer one refused.
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 #: How long a writer waits for another one, milliseconds.
 BUSY_TIMEOUT_MS: Final = 5000
 #: Seconds between attempts to open a store that others open in the same moment.
@@ -59,10 +60,11 @@ CREATE TABLE refusals (
 CREATE TABLE ignored (what TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE runs (run TEXT PRIMARY KEY, updated_at REAL NOT NULL, counters TEXT NOT NULL) WITHOUT ROWID;
 {_METADATA}
+{"".join(BLOCKS)}
 """
 
-#: The statement that leads from schema version N to N+1, by N.
-_MIGRATIONS: Final[dict[int, str]] = {1: _METADATA}
+#: Statements that lead from schema version N to N+1, by N.
+_MIGRATIONS: Final[dict[int, tuple[str, ...]]] = {1: (_METADATA,), 2: BLOCKS}
 
 
 def open_file(path: Path, *, create: bool, allow_shared: bool = False) -> sqlite3.Connection:
@@ -242,7 +244,8 @@ def _prepare(db: sqlite3.Connection) -> None:
     db.execute("BEGIN IMMEDIATE")
     try:
         for step in range(db.execute("PRAGMA user_version").fetchone()[0], SCHEMA_VERSION):
-            db.execute(_MIGRATIONS[step])
+            for statement in _MIGRATIONS[step]:
+                db.execute(statement)
         db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         db.execute("COMMIT")
     except sqlite3.Error:

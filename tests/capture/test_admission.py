@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from capture import admission as admission_module
-from capture.admission import HOUR, TOMBSTONES, Admission, Decision
+from capture.admission import TOMBSTONES, Admission, Decision
 from capture.admission_state import Known
 from capture.dialects.base import Outcome
 from capture.signature import wire_signature
-from capture.store.base import OTHER, ModelVersion, RecordKey, StoredHeldOut, StoredSignature
+from capture.store.base import HOUR, OTHER, ModelVersion, RecordKey, StoredHeldOut, StoredSignature
 
 OWNER = ModelVersion("tfserving", "m", "1")
 START = 1_699_999_200.0

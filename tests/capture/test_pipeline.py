@@ -116,6 +116,7 @@ def test_a_proven_call_is_stored_byte_for_byte() -> None:
     assert (sample.outcome, sample.shapes) == ("proven", "x:float[2,3]")
     assert sample.headers == {"content-type": "application/grpc"}
     assert dict(batch.seen[key].senders) == {"grpc-python/1.80 10.1.2.0/24": 1}
+    assert dict(batch.seen[key].blocks) == {(int(START // 3600), "grpc-python"): 1}
     assert rig.counts == {"requests_observed": 1, "requests_proven": 1}
     assert rig.pipeline.urgent
 

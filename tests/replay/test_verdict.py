@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from capture.coverage import explanation
 from capture.signature import SignatureDef, TensorInfo, WireSignature, executor_key, wire_signature
 from replay.calls import Ran
 from replay.figures import Pass
 from replay.traffic import Evidence, Judged
-from replay.verdict import decide, decide_static, explanation
+from replay.verdict import decide, decide_static
 from tests.support.stores import signature
 
 A, B = signature(["a"]), signature(["a", "model_version_id"])
@@ -122,11 +123,11 @@ def test_a_request_that_never_succeeded_may_fail() -> None:
 
 
 def test_explanations() -> None:
-    assert explanation(A, {}) == "the file has no record"
-    assert "same signature is in the file" in explanation(A, FILE)
+    assert explanation(A, ()) == "the file has no record"
+    assert "same signature is in the file" in explanation(A, FILE.values())
     session = wire_signature("tfserving", "m", "SessionRun", "", ["x:0"], ["y:0"])
-    assert explanation(session, FILE).startswith("a warm-up file cannot hold SessionRun")
-    assert explanation(B, FILE) == f"nearest record {A.digest[:15]}: fetches also: model_version_id"
+    assert explanation(session, FILE.values()).startswith("a warm-up file cannot hold SessionRun")
+    assert explanation(B, FILE.values()) == f"nearest record {A.digest[:15]}: fetches also: model_version_id"
 
 
 def test_another_session_of_a_group_that_builds_fails_it() -> None:

@@ -135,12 +135,12 @@ def test_a_store_of_a_newer_warmtap(tmp_path: Path) -> None:
 
 
 def first_format(path: Path) -> None:
-    """What warmtap wrote when its format was 1: without the table of metadata."""
+    """What warmtap wrote when its format was 1: without tables of metadata, blocks, and counters by the hour."""
     batch = Batch("run1")
     add(batch, signature())
     filled(path, batch).close()
     db = sqlite3.connect(path)
-    db.executescript("DROP TABLE metadata; PRAGMA user_version=1;")
+    db.executescript("DROP TABLE metadata; DROP TABLE blocks; DROP TABLE counted; PRAGMA user_version=1;")
     db.close()
 
 
