@@ -90,4 +90,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     levels: dict[str, str] = {}
     #: Use a store that others than its owner may read or write.
     allow_shared_store: bool = False
+    #: ``at_capture``: values of requests are replaced, by these rules, before anything is kept.
+    scrub: Literal["off", "at_capture"] = "off"
+    scrub_rules: tuple[str, ...] = ()
     log_level: Literal["debug", "info", "warning", "error"] = "info"

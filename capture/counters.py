@@ -105,6 +105,7 @@ TABLE: Final[tuple[Counter, ...]] = (
     Counter("signatures_turned_away", "worker", "Calls of new signatures that came in a flood and were not admitted"),
     Counter("requests_ignored", "worker", "Requests that are no model call (metadata, health, other paths)"),
     Counter("requests_oversized", "worker", "Requests whose body was over the limit and could not be kept"),
+    Counter("requests_unscrubbed", "worker", "Calls counted, and not kept because they could not be scrubbed"),
     Counter("requests_lost", "worker", "Requests of which bytes were missed by the tap"),
     Counter("requests_shed", "worker", "Requests passed over, chosen at random, because the worker was behind"),
     Counter("requests_missed", "worker", "Requests that passed unseen (estimated: in gaps and before a joined flow)"),

@@ -17,6 +17,7 @@ from capture.attribution import STATUS_FAMILIES, Attribution
 from capture.config import ListenerConfig
 from capture.dialects.base import Outcome
 from capture.exchange import ExchangeTracker
+from capture.export.scrub_rules import Rules
 from capture.flow_saves import Flow, FlowSave, FlowSaver, load
 from capture.heads import Heads
 from capture.levels import Levels
@@ -24,6 +25,7 @@ from capture.notices import tell
 from capture.open_exchange import BodyBudget, Exchange
 from capture.peers import network
 from capture.retries import Retries, improves
+from capture.scrubbing import Scrubber
 from capture.signature import Call
 from capture.store.base import (
     MAX_SHAPES,
@@ -68,8 +70,10 @@ class Pipeline:
         count: Callable[[str, int], None],
         draw: Callable[[], float],
         levels: Levels | None = None,
+        scrub: Rules | None = None,
     ) -> None:
-        """``run`` names the supervisor's run, ``name`` this worker: held-out ids begin with it, so it never repeats."""
+        """``run`` names the supervisor's run, ``name`` this worker: held-out ids begin with it, so it never repeats.
+        ``scrub``: keep no values of requests, by these rules."""
         self._run = run
         self._name = name
         self._listeners = listeners
@@ -79,6 +83,7 @@ class Pipeline:
         self._count = count
         self._draw = draw
         self._levels = levels or Levels()
+        self._scrubber = Scrubber(scrub, admission, count, self._refuse)
         self._memo = HeadMemo()
         self._heads = Heads()
         self._flows: dict[int, Flow] = {}
@@ -337,11 +342,12 @@ class Pipeline:
                 wanted, anew = wanted_later(self._admission, likely, proven=proven, shapes=shapes, now=now, draw=draw)
                 anew = anew and not self.attribution.sample_waits(key)
                 body = body if wanted else None
+        body, wire_body, path = self._scrubber.kept(exchange, body, key, proven, shapes, anew, now, draw)
         decision = self._admission.observe(
             key,
             proven=proven,
             shapes=shapes,
-            size=None if body is None else len(body) + len(exchange.wire_body or b""),
+            size=None if body is None else len(body) + len(wire_body or b""),
             held_id=held_id,
             now=now,
             draw=draw,
@@ -368,7 +374,7 @@ class Pipeline:
             bump(delta.shapes, shapes, MAX_SHAPES, calls)
             count_sender(delta.senders, delta.blocks, exchange.sender, now, calls)
         if body is not None and (decision.sample or decision.hold is not None):
-            sample = Sample(body, exchange.wire_body, exchange.headers, exchange.path, shapes, outcome, self.now)
+            sample = Sample(body, wire_body, exchange.headers, path, shapes, outcome, self.now)
             self.urgent = True
             if decision.sample:
                 batch.samples[key] = sample

@@ -27,11 +27,14 @@ from capture.attribution import settle
 from capture.config import WORKER_CLOSE_SECONDS, WorkerConfig
 from capture.counters import SLOT, Counters
 from capture.dialects.table import BY_NAME
+from capture.errors import UserError
+from capture.export.scrub_rules import Rules
 from capture.flow_state import FlowState, StateError
 from capture.held_tap import HeldTap
 from capture.levels import Levels
 from capture.logline import LineFormatter
 from capture.pipeline import Pipeline
+from capture.rule_files import capture_rules
 from capture.shedding import shed_share
 from capture.status_board import StatusBoard
 from capture.store.base import Store, StoreError, open_store
@@ -83,9 +86,11 @@ class Worker:
         store: Store,
         state: FlowState | None = None,
         board: StatusBoard | None = None,
+        scrub: Rules | None = None,
     ) -> None:
         """``state``: the tap goes on without this worker, and the next one reads on where it stood. ``board``: what
-        the supervisor knows of model versions. Raises StateError if the state is broken."""
+        the supervisor knows of model versions. ``scrub``: keep no values, by these rules.
+        Raises StateError if the state is broken."""
         limits = config.limits
         self._config = config
         self._socket = tap_socket
@@ -112,6 +117,7 @@ class Worker:
             count=self._held.count if self._held else counters.add,
             draw=random.random,
             levels=Levels(config.level, config.levels),
+            scrub=scrub,
         )
         if self._held:
             self._held.resume(self._pipeline)
@@ -318,12 +324,13 @@ def work(handed: Handed, *, store: str = "", stop: Sequence[int] = ()) -> int:
             limit_address_space(config.memory_bytes)
         try:
             opened = open_store(config.store, create=True, allow_shared=config.allow_shared_store)
-            return Worker(config, tap_socket, counters, opened, state, board).run(stop)
+            scrub = capture_rules(config, opened)
+            return Worker(config, tap_socket, counters, opened, state, board, scrub).run(stop)
         except StateError as error:
             say(logging.ERROR, "cannot read on where the worker before was", error=error)
             return UNUSABLE
-        except StoreError as error:
-            say(logging.ERROR, "store unusable", error=error)
+        except UserError as error:
+            say(logging.ERROR, "store unusable" if isinstance(error, StoreError) else "cannot scrub", error=error)
             return UNUSABLE
         except MemoryError:
             # What is not written is lost, and nothing wrong is written: a batch is stored whole or not at all.

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from capture.config import Limits, ListenerConfig
 from capture.dialects.table import BY_NAME, EAS
+from capture.export.scrub_rules import check_rules
 from capture.levels import Levels
 from proxy import address
 from proxy.deadlines import Deadlines, KeepAlive
@@ -209,13 +210,13 @@ class Capture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         float,
         Meta(ge=0.1, le=3600, description="seconds between two looks at the versions of a model server (status)"),
     ] = 5.0
-    worker_socket: Annotated[
-        str,
-        Meta(
-            description="path of a Unix socket where capture workers connect that run elsewhere (a container of their "
-            "own); empty: the sidecar starts them itself"
-        ),
-    ] = ""
+    scrub: Annotated[
+        Literal["off", "at_capture"],
+        Meta(description="at_capture: values are replaced before anything is stored (docs/scrub.md)"),
+    ] = "off"
+    scrub_rules: Annotated[
+        tuple[str, ...], Meta(description="what inputs hold then: `[ranking:user_id=constant:0]`; strings need a rule")
+    ] = ()
     level: Annotated[
         str,
         Meta(
@@ -224,6 +225,10 @@ class Capture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = "names"
     levels: Annotated[dict[str, str], Meta(description="models of another level, by name")] = {}
+    worker_socket: Annotated[
+        str,
+        Meta(description="path of a Unix socket for capture workers in containers of their own; empty: started here"),
+    ] = ""
     allow_shared_store: Annotated[
         bool, Meta(description="true uses a store that others than its owner may read or write")
     ] = False
@@ -337,6 +342,7 @@ def check(settings: Settings) -> None:
         )
     try:
         Levels(settings.capture.level, settings.capture.levels)
+        check_rules(settings.capture.scrub_rules, settings.capture.scrub != "off")
     except ValueError as error:
         raise SettingsError(f"capture.{error}") from None
     _check_admin(settings.admin)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,9 +10,10 @@ import typer
 from capture.errors import UserError
 from capture.export.base import ExportError, Format, Record
 from capture.export.scrub import scrubbed_sample
-from capture.export.scrub_rules import RuleError, Rules, read_rules, vocabulary_files
+from capture.export.scrub_rules import Rules
 from capture.export.scrub_values import Unscrubbable
 from capture.export.tfrecord import TFRecordFormat
+from capture.rule_files import load_rules
 from capture.signature import REST_METHODS
 from capture.store.base import Sample
 
@@ -38,19 +38,6 @@ def scrub_rules(scrub: bool, texts: list[str] | None) -> Rules | None:
             raise UserError("--scrub-rule: is for --scrub; say both")
         return None
     return load_rules(texts or (), "--scrub-rule ")
-
-
-def load_rules(texts: list[str] | tuple[str, ...], place: str) -> Rules:
-    """Rules with the files that they name. Raises UserError; its text begins with ``place``."""
-    try:
-        found = {name: Path(name).read_text() for name in vocabulary_files(texts)}
-        return read_rules(texts, found)
-    except RuleError as error:
-        raise UserError(f"{place}{error}") from None
-    except OSError as error:
-        raise UserError(f"{place}{error.filename}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{place}a vocabulary is no UTF-8 text; give one value a line") from None
 
 
 def scrubbed(form: Format, records: list[tuple[Record, Sample]], rules: Rules | None) -> list[tuple[Record, Sample]]:

@@ -79,6 +79,17 @@ def read_rules(texts: Iterable[str], vocabularies: Mapping[str, str]) -> Rules:
     return rules
 
 
+def check_rules(texts: Iterable[str], on: bool) -> None:
+    """Whether settings may say these, without reading files. Raises RuleError, which names the setting."""
+    texts = tuple(texts)
+    try:
+        read_rules(texts, dict.fromkeys(vocabulary_files(texts), ANY))
+    except RuleError as error:
+        raise RuleError(f"scrub_rules: {error}") from None
+    if texts and not on:
+        raise RuleError("scrub_rules: are for scrub: at_capture; say both")
+
+
 def _split(text: str) -> tuple[str, str, str, str]:
     """(model, input, kind, value)."""
     where, equals, rule = text.partition("=")

@@ -16,6 +16,7 @@ from capture import tap
 from capture.admission import Admission, drop_requests
 from capture.config import ListenerConfig
 from capture.exchange import ExchangeTracker
+from capture.export.scrub_rules import Rules
 from capture.heads import Heads
 from capture.levels import Levels
 from capture.open_exchange import PART_COST, SMALL_PART, BodyBudget, Exchange, Parts
@@ -54,6 +55,7 @@ class Rig:
         open_bytes: int = 4 << 20,
         listeners: tuple[ListenerConfig, ...] = LISTENERS,
         levels: Levels | None = None,
+        scrub: Rules | None = None,
         **bounds: Any,
     ) -> None:
         self.counts: Counter[str] = Counter()
@@ -68,6 +70,7 @@ class Rig:
             count=self._count,
             draw=random.Random(1).random,
             levels=levels,
+            scrub=scrub,
         )
         self.pipeline.feed([time_frame(START)])
 

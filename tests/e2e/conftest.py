@@ -63,13 +63,16 @@ class Front:
         until(lambda: self.count("requests_observed") >= requests, f"{requests} requests observed")
 
 
-def front(host: HostProcess, directory: Path, module: str = "proxy.command", *, sheds: bool = True) -> Front:
+def front(
+    host: HostProcess, directory: Path, module: str = "proxy.command", *, sheds: bool = True, **capture: Any
+) -> Front:
     """Start a sidecar in front of a host's two protocols; the caller leaves ``sidecar`` as a context. ``sheds`` False:
-    where every request counts, and the machine may be so slow that a worker that starts is behind."""
+    where every request counts, and the machine may be so slow that a worker that starts is behind. ``capture``: further
+    settings of what is kept."""
     path = directory / "warmtap.sqlite"
     settings = {
         "listeners": [{"listen": "127.0.0.1:0", "upstream": one} for one in (host.grpc, host.eas)],
-        "capture": {"store": str(path), **({} if sheds else {"shed_lag": 0})},
+        "capture": {"store": str(path), **({} if sheds else {"shed_lag": 0}), **capture},
         "relay": {"drain_delay": 0},
         "admin": {"listen": ""},
     }
