@@ -45,7 +45,8 @@ async def watch_certificates(settings: Callable[[], Settings], reload: Callable[
 
 
 def _fingerprint(paths: list[str]) -> Fingerprint:
-    """Changes when one of the files does: (path, inode, time of change in ns, size), -1 where there is none."""
+    """Changes when one of the files does: (path, inode, time of change in ns, size), -1 where there is none.
+    Of change, not of modification: a key may become readable later than it was written."""
     found = []
     for path in paths:
         try:
@@ -53,5 +54,5 @@ def _fingerprint(paths: list[str]) -> Fingerprint:
         except OSError:
             found.append((path, -1, -1, -1))
         else:
-            found.append((path, stat.st_ino, stat.st_mtime_ns, stat.st_size))
+            found.append((path, stat.st_ino, stat.st_ctime_ns, stat.st_size))
     return tuple(found)

@@ -106,6 +106,9 @@ async def test_files_that_change_are_read_again(tmp_path: Path, monkeypatch: pyt
     os.replace(new.key, own.key)
     await until(lambda: bool(reloads))
     assert (reloads, len(told)) == ([True], 1)
+    # A key that was written before it could be read.
+    Path(own.key).chmod(0o640)
+    await until(lambda: len(reloads) == 2)
     watch.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await watch
