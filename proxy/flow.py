@@ -27,6 +27,7 @@ from capture.tap_writer import TapFlow, TapWriter
 from proxy.address import peer_name
 from proxy.deadlines import Deadlines, KeepAlive
 from proxy.sides import ClientSide, ServerSide, Side, Transport
+from proxy.tls_contexts import TlsError
 from proxy.upstream import Upstream
 
 #: Seconds between two looks at whether a peer that is about to be reset has acknowledged everything. There is no event
@@ -148,7 +149,7 @@ class Flow:
             slots[_CONNECT_US] += int(took * 1e6)
         except TimeoutError:
             reason = "connect_timeout"
-        except ssl.SSLError:
+        except (ssl.SSLError, TlsError):
             reason = "tls_failed"
         except (OSError, UnicodeError):  # UnicodeError: a host name that cannot be one
             reason = "connect_failed"
@@ -198,7 +199,9 @@ class Flow:
 
     def _pass_client_eof(self, server: Transport) -> None:
         self.tap.eof_client(self.tapped)
-        if self.server.tls is None:
+        tls = self.server.tls
+        # TLS: what the client said itself. HTTP/2 knows no half-close, and who leaves may have spoken last (GOAWAY).
+        if tls is None or self.client.tls is not None or tls.protocol == "h2":
             server.write_eof()
         else:
             self._pass_when_answered(server)
@@ -352,6 +355,8 @@ class Flow:
             return
         self._finished = True
         self._cancel_timers()
+        self.client.release()
+        self.server.release()
         shared = self._shared
         shared.slots[_CLOSED[self.reason]] += 1
         if self in shared.live:

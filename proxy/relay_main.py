@@ -49,7 +49,9 @@ class RelayListener(msgspec.Struct, frozen=True):
         to = self.upstream_tls
         return (
             None if self.tls is None else listen_context(self.tls),
-            None if to is None else UpstreamContexts(to, address.parse(self.upstream)),
+            None
+            if to is None
+            else UpstreamContexts(to, address.parse(self.upstream), self.tls.alpn if self.tls else ()),
         )
 
 

@@ -62,6 +62,10 @@ class Side(asyncio.Protocol):
                         raise
             self.transport.abort()
 
+    def release(self) -> None:
+        """The flow is over. What OpenSSL keeps of a connection would else wait for the collector of cycles."""
+        self.transport = self.tls = self.write = None
+
     def unsent(self) -> int:
         """Bytes that the peer's kernel has not acknowledged, here or in our kernel."""
         if self.transport is None or self.lost:

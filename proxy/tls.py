@@ -26,8 +26,10 @@ from typing import TYPE_CHECKING, Any, Final, cast
 if TYPE_CHECKING:
     from proxy.sides import ClientSide, ServerSide, Transport
 
-#: Plaintext handed over at once; as much as one read of the loop brings.
-_PLAIN_BYTES: Final = 256 << 10
+#: Bytes given to OpenSSL at once. Its buffers grow with what they are given, and shrink only with the connection.
+_PIECE_BYTES: Final = 32 << 10
+#: Plaintext handed over at once: of a piece, and of a record (16 KB) that it completes.
+_PLAIN_BYTES: Final = 64 << 10
 #: Where it is put together. One for all: nothing is awaited while it is in use.
 _PLAIN: Final = memoryview(bytearray(_PLAIN_BYTES))
 
@@ -70,6 +72,11 @@ class TlsEnd(asyncio.Protocol):
         a name that none can be."""
         return cls(side, context, server_name, ready)
 
+    @property
+    def protocol(self) -> str:
+        """What was negotiated (ALPN); empty for nothing."""
+        return self._object.selected_alpn_protocol() or ""
+
     # -- the handshake
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -96,7 +103,7 @@ class TlsEnd(asyncio.Protocol):
         self._flush()
         self._secured = True
         if self._ready is None:
-            self._side.flow.secured(self._object.selected_alpn_protocol() or "")
+            self._side.flow.secured(self.protocol)
         elif not self._ready.done():
             self._ready.set_result(None)
             cast(asyncio.Protocol, self._side).connection_made(cast(asyncio.Transport, self))
@@ -113,6 +120,12 @@ class TlsEnd(asyncio.Protocol):
     # -- the protocol of the socket
 
     def data_received(self, data: bytes) -> None:
+        if len(data) > _PIECE_BYTES:
+            for start in range(0, len(data), _PIECE_BYTES):
+                self.data_received(data[start : start + _PIECE_BYTES])
+            return
+        if self._ended:
+            return  # nothing may follow a close_notify, and nobody would take it out again
         self._heard = True
         self._incoming.write(data)
         if not self._secured:
@@ -125,7 +138,7 @@ class TlsEnd(asyncio.Protocol):
         self._flush()
 
     def _decrypt(self) -> bytes:
-        """Plaintext that is there, up to some 256 KB; b"" for none. Tells the side of its end."""
+        """Plaintext that is there, up to some 64 KB; b"" for none. Tells the side of its end."""
         read, size = self._object.read, 0
         try:
             while size < _PLAIN_BYTES and not self._ended:
@@ -172,6 +185,10 @@ class TlsEnd(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Encrypt and send."""
+        if len(data) > _PIECE_BYTES:
+            for start in range(0, len(data), _PIECE_BYTES):
+                self.write(data[start : start + _PIECE_BYTES])
+            return
         try:
             self._object.write(data)
         except ssl.SSLError as error:
@@ -230,8 +247,12 @@ class TlsEnd(asyncio.Protocol):
         found = []
         for chunk in chunks:
             self._incoming.write(chunk)
-        with contextlib.suppress(ssl.SSLError):
+        try:
             while data := self._object.read(_PLAIN_BYTES):
                 found.append(data)
             self._ended = True
+        except ssl.SSLZeroReturnError:  # the same, where we sent a close_notify before
+            self._ended = True
+        except ssl.SSLError:
+            pass
         return found, self._ended

@@ -71,8 +71,8 @@ def listen_context(tls: RelayTls) -> ssl.SSLContext:
 class UpstreamContexts:
     """For connections to one model server: a context for each protocol that a client may negotiate."""
 
-    def __init__(self, tls: RelayUpstreamTls, address: Address) -> None:
-        """Raises TlsError."""
+    def __init__(self, tls: RelayUpstreamTls, address: Address, negotiable: tuple[str, ...] = ()) -> None:
+        """``negotiable``: what clients may choose; all files are read here, for each. Raises TlsError."""
         self._tls = tls
         self._server_name = tls.server_name or address.host or None
         if tls.verify and self._server_name is None:
@@ -84,9 +84,12 @@ class UpstreamContexts:
             if isinstance(error, TlsError):
                 raise
             raise TlsError(f"server_name {self._server_name!r} is no name that a certificate could have") from None
+        for protocol in negotiable:
+            self._context((protocol,))
 
     def end(self, side: ServerSide, alpn: str, ready: asyncio.Future[None]) -> TlsEnd:
-        """The protocol of a connection on which exactly ``alpn`` is offered, if it is not empty."""
+        """The protocol of a connection on which exactly ``alpn`` is offered, if it is not empty. Raises TlsError
+        for one that clients could choose before a reload only, where the files cannot be read again."""
         return TlsEnd.to_server(side, self._context((alpn,) if alpn else self._tls.alpn), self._server_name, ready)
 
     def _context(self, alpn: tuple[str, ...]) -> ssl.SSLContext:

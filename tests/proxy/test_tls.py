@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import random
+import shutil
 import socket
 import ssl
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +20,7 @@ import pytest
 from capture import tap
 from proxy.address import Address
 from proxy.deadlines import Deadlines
+from proxy.flow import Flow
 from proxy.tls_contexts import RelayTls, RelayUpstreamTls, UpstreamContexts, listen_context
 from tests.support.certificates import Authority, Issued
 from tests.support.net_relay import RelayThread, receive_all, receive_until_end, reset, server
@@ -50,6 +54,7 @@ class Rig:
         self._loop = loop
         self._pki = pki
         self._relays: list[RelayThread] = []
+        self.ca = pki.authority.ca
 
     def relay(
         self,
@@ -69,7 +74,7 @@ class Rig:
             upstream,
             deadlines or Deadlines(),
             tls=listen_context(RelayTls(*self._pki.relay, client_ca, alpn)) if tls else None,
-            upstream_tls=UpstreamContexts(to, upstream) if upstream_tls else None,
+            upstream_tls=UpstreamContexts(to, upstream, alpn) if upstream_tls else None,
         )
         self._relays.append(relay)
         return relay
@@ -289,7 +294,7 @@ def test_a_cut_answer_never_looks_complete(rig: Rig, sides: tuple[bool, bool], h
 
 def test_a_client_that_sends_no_more_gets_its_answer(rig: Rig, sides: tuple[bool, bool]) -> None:
     """Half-close. A model server that speaks TLS and takes close_notify for the end of everything, as many do, is not
-    told before it has answered."""
+    told of a plaintext client's before it has answered."""
     body = random.Random(5).randbytes(200_000)
 
     def handle(sock: socket.socket) -> None:
@@ -299,7 +304,7 @@ def test_a_client_that_sends_no_more_gets_its_answer(rig: Rig, sides: tuple[bool
             digest.update(data)
             size += len(data)
         raw = sock.raw if isinstance(sock, TlsSocket) else sock
-        if isinstance(sock, TlsSocket):
+        if isinstance(sock, TlsSocket) and not sides[0]:
             raw.settimeout(0.5)
             with pytest.raises(TimeoutError):  # neither close_notify nor FIN
                 raw.recv(1)
@@ -315,6 +320,99 @@ def test_a_client_that_sends_no_more_gets_its_answer(rig: Rig, sides: tuple[bool
             client.shutdown(socket.SHUT_WR)
             assert receive_all(client) == hashlib.sha256(body).digest()
         relay.ended("finished")
+
+
+@pytest.mark.parametrize("how", ["close_notify", "fin"])
+def test_the_end_of_a_tls_client_passes_at_once(rig: Rig, how: str) -> None:
+    """The server decides what it means, as it would without a relay; it has said nothing yet."""
+    sides = SIDES["both"]
+    ends: list[bytes] = []
+
+    def handle(sock: TlsSocket) -> None:
+        assert sock.recv(1000) == b"request"
+        ends.append(sock.recv(1000))
+        sock.sendall(b"answer")
+        sock.shutdown(socket.SHUT_WR)
+
+    with server(rig.handler(sides, handle)) as upstream:
+        relay = rig.relay(upstream, sides)
+        with rig.client(relay, sides) as client:
+            assert isinstance(client, TlsSocket)
+            client.sendall(b"request")
+            (client if how == "close_notify" else client.raw).shutdown(socket.SHUT_WR)
+            assert receive_all(client) == b"answer"  # type: ignore[arg-type]
+        relay.ended("finished")
+    assert ends == [b""]
+
+
+def test_who_leaves_an_http2_server_may_have_spoken_last(rig: Rig) -> None:
+    """A GOAWAY, an acknowledgement: the server says no more, and its connection must not stay open."""
+    sides = SIDES["upstream"]
+    ends: list[bytes] = []
+
+    def handle(sock: TlsSocket) -> None:
+        assert sock.recv(1000) == b"request"
+        sock.sendall(b"answer")
+        assert sock.recv(1000) == b"goaway"
+        ends.append(sock.recv(1000))
+        sock.shutdown(socket.SHUT_WR)
+
+    with server(rig.handler(sides, handle, "h2")) as upstream:
+        relay = rig.relay(upstream, sides, upstream_alpn=("h2",))
+        with rig.client(relay, sides) as client:
+            client.sendall(b"request")
+            assert client.recv(1000) == b"answer"
+            client.sendall(b"goaway")
+        relay.ended("finished")
+    assert ends == [b""]
+
+
+def test_what_follows_a_close_notify_is_dropped(rig: Rig) -> None:
+    """Nothing may, and what nobody reads would be kept for ever."""
+    sides = SIDES["clients"]
+    go = threading.Event()
+
+    def handle(sock: socket.socket) -> None:
+        receive_all(sock)
+        go.wait(PATIENCE)
+
+    async def held(flow: Flow) -> int:
+        assert flow.client.tls is not None
+        return flow.client.tls._incoming.pending
+
+    with server(handle) as upstream:
+        relay = rig.relay(upstream, sides)
+        with rig.client(relay, sides) as client:
+            assert isinstance(client, TlsSocket)
+            client.notify()
+            client.raw.sendall(bytes(20 << 20))  # more than kernels hold: the relay read most of it
+            (flow,) = relay.relay._live
+            assert relay.call(held(flow)) < 64 << 10
+            go.set()
+            client.raw.shutdown(socket.SHUT_WR)
+            receive_until_end(client.raw)
+
+
+def test_a_flow_that_is_over_keeps_nothing(rig: Rig, sides: tuple[bool, bool]) -> None:
+    """What OpenSSL has is given back at once: the collector of cycles knows nothing of its size, and comes late."""
+    with server(rig.handler(sides, echo_once)) as upstream:
+        relay = rig.relay(upstream, sides)
+        gc.collect()
+        gc.disable()
+        try:
+            with rig.client(relay, sides) as client:
+                client.sendall(b"hello")
+                (flow,) = relay.relay._live
+                until(lambda: relay.count("server_bytes") == 5)
+                ends = [weakref.ref(side.tls._object) for side in (flow.client, flow.server) if side.tls is not None]
+                assert len(ends) == sum(sides)
+                client.shutdown(socket.SHUT_WR)
+                assert receive_all(client) == b"hello"
+            relay.ended("finished")
+            del flow
+            until(lambda: all(end() is None for end in ends))
+        finally:
+            gc.enable()
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
@@ -544,6 +642,19 @@ def test_a_certificate_of_the_client(rig: Rig, pki: Pki, known: bool) -> None:
             with pytest.raises((ssl.SSLError, ConnectionError)), rig.client(relay, both) as client:
                 client.recv(1)
             relay.ended("tls_failed")
+
+
+def test_files_that_are_gone_later_do_no_harm(rig: Rig, tmp_path: Path) -> None:
+    """All is read at the start, for every protocol that a client may choose."""
+    both = SIDES["both"]
+    ca = str(tmp_path / "ca.pem")
+    shutil.copy(rig.ca, ca)
+    with server(rig.handler(both, echo_once, "h2")) as upstream:
+        relay = rig.relay(upstream, both, alpn=("h2", "http/1.1"), to=RelayUpstreamTls(ca=ca))
+        Path(ca).unlink()
+        with rig.client(relay, both, "h2") as client:
+            client.sendall(b"hello")
+            assert receive_all(client) == b"hello"  # type: ignore[arg-type]
 
 
 def test_any_certificate_where_none_is_verified(rig: Rig) -> None:
