@@ -24,7 +24,7 @@ from tests.support.processes import capture
 from tests.support.tf_host import HostProcess
 from tests.support.tf_models import private_copy
 from tests.support.tf_requests import DT_FLOAT, examples_request, predict_request, tensor, write_warmup
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.server
 
@@ -174,3 +174,39 @@ def test_refresh_runs_and_writes_them(captured: Front, edge: Path, tmp_path: Pat
         assert host.builds == 4
         send(host.rest, host.rest, host.grpc, 8, version=2)
         assert host.new_builds() == 0
+
+
+def test_with_status_the_store_alone_makes_the_file(edge: Path, tmp_path: Path) -> None:
+    """The server is asked for its version and its SignatureDefs: REST is exported without the model's files."""
+    path = tmp_path / "warmtap.sqlite"
+    with HostProcess(edge, "--model-name=edge", rest=True, eas=False) as host:
+        told = settings(host, path)
+        told["capture"]["status_interval"] = 0.2
+        for listener in told["listeners"]:
+            listener["status"] = f"http://{host.rest}"
+        (tmp_path / "settings.yaml").write_bytes(msgspec.yaml.encode(told))
+        with Sidecar("--config", str(tmp_path / "settings.yaml"), cwd=tmp_path) as sidecar:
+            ports = [f"127.0.0.1:{port}" for port in sidecar.ready()]
+            place = Front(sidecar, ports[2], "", path)
+            url = f"http://{ports[0]}/v1/models/edge:predict"
+
+            def told_and_attributed() -> bool:
+                # The first calls come before the first look at the model: they stay unknown.
+                requests.post(url, json={"instances": [[1, 2, 3]]}, timeout=PATIENCE).raise_for_status()
+                return place.count("metadata_stored") > 0 and place.count("versions_attributed") > 0
+
+            until(told_and_attributed, "a call with the version that the server told")
+            send(ports[0], ports[1], ports[2], 3)
+    out = tmp_path / "warmup"
+    export("tfrecord", "edge", out, store=str(path))
+    described = json.loads((tmp_path / "warmup.manifest.json").read_text())
+    assert described["left_out"] == []
+    assert {one["line"].partition(" edge/")[0] for one in described["records"]} == {
+        line.partition(" edge/")[0] for line, _ in LINES
+    }
+    assert any(one["from_version"] == "1" for one in described["records"] if "REST Predict row" in one["line"])
+    done = capture("verify", "--saved-model", str(edge), "--warmup", str(out), "--traffic", str(path), "--json")
+    found = json.loads(done.stdout)
+    assert found["warm"]["graph_builds"] == 0, found["reasons"]
+    # All but the one that was called often have no further request to be judged by.
+    assert found["executor_keys"] + found["judged_by_record_only"] == 4
