@@ -11,9 +11,10 @@ A value is: bytes (a string), int or float, bool, None, list, or :class:`Members
 
 from __future__ import annotations
 
+import json
 import re
 from math import inf, isinf, nan
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 #: A byte order mark is skipped [K].
 _BOM: Final = b"\xef\xbb\xbf"
@@ -33,6 +34,7 @@ _ESCAPED: Final = {
 }
 _WORDS: Final = ((b"true", True), (b"false", False), (b"null", None))
 _NONFINITE: Final = {b"NaN": nan, b"Inf": inf, b"Infinity": inf}
+_CONTAINER: Final = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*+[\[{]")
 #: Digits of 2**64; integers that have more are doubles whatever their value.
 _UINT64_DIGITS: Final = 20
 
@@ -57,6 +59,18 @@ class Members:
         return ABSENT
 
 
+_CONTAINERS: Final = {list, Members}
+
+
+def _members(pairs: list[tuple[str, Any]]) -> Members:
+    found = Members()
+    found.items = [(key.encode(), value) for key, value in pairs]
+    return found
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_members)
+
+
 class Absent:
     """No such member."""
 
@@ -70,6 +84,41 @@ Value: TypeAlias = "bytes | int | float | bool | list[Value] | Members | None"
 
 def parse(body: bytes) -> Value:
     """The first JSON document in ``body``. Raises JsonError."""
+    # Python's own parser, in C, for what both read alike: twenty times as fast.
+    if _CONTAINER.match(body):
+        try:
+            text = body.removeprefix(_BOM).decode()
+            return _bytes_for_text(_DECODER.raw_decode(text, _skip(body.removeprefix(_BOM), 0))[0])
+        except (ValueError, RecursionError):
+            pass
+    return parse_exactly(body)
+
+
+def _bytes_for_text(value: Value) -> Value:
+    """The same with strings as bytes. Raises ValueError for what the server reads otherwise, or not: half a surrogate
+    pair, an integer of more than 64 bits, an infinite number."""
+    waiting: list[Any] = [value]
+    while waiting:
+        one = waiting.pop()
+        values = [part for _, part in one.items] if isinstance(one, Members) else one
+        kinds = set(map(type, values))
+        if int in kinds:
+            integers = values if len(kinds) == 1 else [part for part in values if type(part) is int]
+            if min(integers) < -(1 << 63) or max(integers) >= 1 << 64:
+                raise ValueError
+        if float in kinds and (inf in values or -inf in values):
+            raise ValueError
+        if str in kinds:
+            values[:] = [part.encode() if isinstance(part, str) else part for part in values]
+            if isinstance(one, Members):
+                one.items = [(key, part) for (key, _), part in zip(one.items, values, strict=True)]
+        if kinds & _CONTAINERS:
+            waiting += [part for part in values if isinstance(part, (list, Members))]
+    return value
+
+
+def parse_exactly(body: bytes) -> Value:
+    """The same by RapidJSON's rules throughout. Raises JsonError."""
     if not body:
         raise JsonError("The document is empty")
     at = _skip(body, len(_BOM) if body.startswith(_BOM) else 0)

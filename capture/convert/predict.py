@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -88,6 +89,10 @@ def _from_rows(instances: list[Value], infos: Mapping[bytes, TensorInfo]) -> dic
     named = _is_object(instances[0])
     tensors: dict[bytes, _Tensor] = {}
     only = next(iter(infos))
+    if not named:
+        # Rows that are taken are, put together, what a column of them is; why others are not is said row by row.
+        with suppress(ConversionError):
+            return {only: _column(instances, infos[only].dtype)}
     for place, element in enumerate(instances):
         if not named:
             if _is_object(element):
@@ -205,6 +210,9 @@ def _fill(value: Value, shape: tuple[int, ...], tensor: _Tensor) -> int:
                         f"Encountered list at unexpected size: {len(one)} at level: {level}"
                         f" expected size: {shape[level]}"
                     )
+                if level == rank - 1 and _takes_all(one, tensor.dtype):
+                    tensor.values += one
+                    continue
                 waiting.append(iter(one))
                 break
             if level != rank:
@@ -215,6 +223,14 @@ def _fill(value: Value, shape: tuple[int, ...], tensor: _Tensor) -> int:
         else:
             waiting.pop()
     return len(tensor.values) - before
+
+
+def _takes_all(values: list[Value], dtype: int) -> bool:
+    """Whether all of these are taken as they are: then nothing need be said of any."""
+    kinds, lowest, highest = _PLAIN.get(dtype, _NONE)
+    if not kinds or not kinds.issuperset(map(type, values)):
+        return False
+    return lowest is None or not values or (min(values) >= lowest and max(values) <= highest)  # type: ignore[type-var, operator]
 
 
 def _type_error(value: Value, dtype: int) -> ConversionError:
@@ -279,6 +295,21 @@ _ADDERS: Final[dict[int, Callable[[Value, int], Any]]] = {
 }
 
 
+_Plain = tuple[frozenset[type], int | None, int | None]
+_NONE: Final[_Plain] = (frozenset(), None, None)
+_INT: Final = frozenset({int})
+#: DataType -> the types of values that are taken as they are, and their bounds.
+_PLAIN: Final[dict[int, _Plain]] = {
+    **dict.fromkeys((1, 2), (frozenset({int, float}), None, None)),
+    **dict.fromkeys((3, 4, 5, 6), (_INT, -(1 << 31), (1 << 31) - 1)),
+    7: (frozenset({bytes}), None, None),
+    9: (_INT, -(1 << 63), (1 << 63) - 1),
+    10: (frozenset({bool}), None, None),
+    22: (_INT, 0, (1 << 32) - 1),
+    23: (_INT, 0, (1 << 64) - 1),
+}
+
+
 # --- the message ------------------------------------------------------------------------------------------------------
 
 
@@ -294,6 +325,8 @@ def _packed(code: str) -> Callable[[list[Any]], bytes]:
 
 
 def _varints(values: list[Any]) -> bytes:
+    if min(values) >= 0 and max(values) < 128:
+        return bytes(values)
     return b"".join([write_varint(value if value >= 0 else value + (1 << 64)) for value in values])
 
 
