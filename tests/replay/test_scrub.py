@@ -38,7 +38,7 @@ def store(tmp_path: Path) -> Path:
     dialect = BY_NAME["tfserving-grpc"]
     signature = dialect.read(Route(dialect, "Predict", "ranking", ""), ranking_request()).signature
     key = RecordKey(ModelVersion("tfserving", "ranking", "1"), signature.digest)
-    batch = Batch("run", {key: SignatureDelta(signature, 1.0, 1.0, 2)}, {key: sample(ranking_request())})
+    batch = Batch("run", seen={key: SignatureDelta(signature, 1.0, 1.0, 2)}, samples={key: sample(ranking_request())})
     batch.held_out["h"] = (key, HeldOut("h", sample(ranking_request(3)), 0.5, True))
     path = tmp_path / "store"
     filled(path, batch).close()
@@ -119,7 +119,7 @@ def test_examples_made_anew_run(census: Path, tmp_path: Path) -> None:
     dialect = BY_NAME["tfserving-grpc"]
     signature = dialect.read(Route(dialect, "Classify", "census", ""), request).signature
     key = RecordKey(ModelVersion("tfserving", "census", "1"), signature.digest)
-    batch = Batch("run", {key: SignatureDelta(signature, 1.0, 1.0, 2)}, {key: sample(request)})
+    batch = Batch("run", seen={key: SignatureDelta(signature, 1.0, 1.0, 2)}, samples={key: sample(request)})
     filled(tmp_path / "store", batch).close()
     model = private_copy(census, tmp_path)
     done = capture(
