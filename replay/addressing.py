@@ -12,10 +12,10 @@ from capture.errors import UserError
 from capture.export.entries import Entry, Request
 from capture.export.tfrecord import strip_version
 from capture.schema.wire import LENGTH, WireError, fields, length_delimited
+from capture.signature import REST_METHODS
 from replay.client import Outgoing, eas_path, grpc_path
 
 _EAS: Final = frozenset(dialect.family for dialect in EAS.values())
-_REST: Final = "REST "
 _FORM: Final = "write grpc://host:port or http://host:port[/path]"
 #: /v1/models/M/versions/3:predict and .../labels/canary:predict
 _PINNED: Final = re.compile(r"(/v1/models/[^/:]+)/(?:versions|labels)/[^/:]+(?=:)", re.IGNORECASE)
@@ -26,6 +26,10 @@ _NAME, _MODEL_SPEC, _TASKS = 1, 1, 1
 
 class Unsendable(ValueError):
     """A record that cannot go to this target; the text says why."""
+
+
+class Elsewhere(Unsendable):
+    """A record that speaks another protocol than this target: it is for another server, and no failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ def read_target(text: str) -> Target:
         raise UserError(f"--target: a credential does not belong in it; {_FORM}, and say --auth")
     if parts.scheme not in ("grpc", "http") or not parts.hostname or not port or parts.fragment:
         raise UserError(f"--target {text}: no address; {_FORM}")
-    path = parts.path.rstrip("/") + (f"?{parts.query}" if parts.query else "")
+    path = ("" if parts.path == "/" else parts.path) + (f"?{parts.query}" if parts.query else "")
     if parts.scheme == "grpc" and path:
         raise UserError(f"--target {text}: gRPC has no path; {_FORM}")
     if not path.isascii() or not path.isprintable() or " " in path:
@@ -77,12 +81,12 @@ def outgoing(
     family = "" if signature is None else signature.family
     name = send_as or (signature.model if signature is not None else "") or model
     if signature is not None and family not in _EAS:
-        if signature.method.startswith(_REST):
+        if signature.method in REST_METHODS:
             if target.scheme != "http":
-                raise Unsendable("was captured from REST; say --target http://host:port")
+                raise Elsewhere("was captured from REST; say --target http://host:port")
             return Outgoing(_rest_path(request.path, target, send_as, keep_version), request.body, _headers(request))
         if target.scheme != "grpc":
-            raise Unsendable("was captured from gRPC; say --target grpc://host:port")
+            raise Elsewhere("was captured from gRPC; say --target grpc://host:port")
         if not name:
             raise Unsendable("names no model; say --model")
         try:
@@ -90,7 +94,7 @@ def outgoing(
         except WireError as error:
             raise Unsendable(f"cannot be read ({error})") from None
     if target.scheme != "http":
-        raise Unsendable("is a request to EAS; say --target http://host:port")
+        raise Elsewhere("is a request to EAS; say --target http://host:port")
     return Outgoing(_eas_path(request.path, target, name, send_as), request.body, _headers(request))
 
 
@@ -107,7 +111,7 @@ def _rest_path(path: str, target: Target, send_as: str, keep_version: bool) -> s
         path = _PINNED.sub(r"\1", path, count=1)
     if send_as:
         path = _MODEL.sub(lambda found: found[1] + eas_path(send_as).rpartition("/")[2], path, count=1)
-    return target.path + path
+    return target.path.rstrip("/") + path
 
 
 def _eas_path(path: str, target: Target, name: str, send_as: str) -> str:

@@ -138,7 +138,7 @@ class HttpSender:
             down = not isinstance(error, TimeoutError)
             return Sent(_hidden(text, self._credential), time.perf_counter() - start, down)
         seconds = time.perf_counter() - start
-        if response.status == 200:
+        if 200 <= response.status < 300:
             return Sent("", seconds)
         text = f"HTTP {response.status}: {answer[:MAX_ERROR_CHARS].decode('utf-8', 'replace')}"
         return Sent(_hidden(text, self._credential), seconds, response.status in _NOT_THERE)

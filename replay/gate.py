@@ -26,6 +26,8 @@ from replay.report import document
 _log = logging.getLogger("gate")
 #: Failed records that are logged one by one.
 MAX_TOLD = 20
+#: Times that all is sent again because the server was there for a part of it only.
+MAX_PARTLY = 2
 #: Seconds to the first new connection after one that ended; doubled while they end at once.
 _AGAIN = 0.02
 _CHUNK = 1 << 16
@@ -201,7 +203,8 @@ class Gate:
 
     async def _warm(self) -> None:
         """All records. While nothing but "not there" is heard, from the server or from what stands in front of it, it
-        is not started yet: again."""
+        is not started yet: again. Where some heard that, it started meanwhile: again, but not for ever."""
+        partly = 0
         self._turns += 1
         if self._turns > 1:
             await self._look_again()
@@ -217,7 +220,8 @@ class Gate:
                 return
             # It may have gone just now, which is told by the connection, not by requests.
             await asyncio.sleep(self._options.interval)
-            if not self._player.unavailable:
+            partly += not self._player.unavailable
+            if partly > MAX_PARTLY:
                 return
 
     async def _look_again(self) -> None:
@@ -243,6 +247,8 @@ class Gate:
                 reason=reason,
             )
         text = late or f"{len(self._records)} records, {self._player.sent} requests sent"
+        if skipped := sum(one.record.elsewhere for one in self._player.played):
+            text += f"; {skipped} of another protocol are skipped"
         if failed:
             text += f"; {len(failed)} records failed"
         wrong = bool(late or failed)

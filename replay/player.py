@@ -74,7 +74,7 @@ class Player:
     def __init__(self, records: Sequence[Record], pace: Pace) -> None:
         self.played = [Played(record) for record in records]
         for one in self.played:
-            if one.record.outgoing is None:
+            if one.record.outgoing is None and not one.record.elsewhere:
                 one.failures[one.record.fault] += 1
         self.seconds = 0.0
         self._pace = pace

@@ -11,7 +11,7 @@ from capture.export.read import is_store, read_any
 from capture.export.select import select
 from capture.signature import WireSignature
 from capture.store.base import Sample, open_store
-from replay.addressing import Unsendable
+from replay.addressing import Elsewhere, Unsendable
 from replay.client import Outgoing
 
 
@@ -25,6 +25,8 @@ class Record:
     line: str
     outgoing: Outgoing | None
     fault: str = ""
+    #: It is for a server of another protocol.
+    elsewhere: bool = False
 
 
 def read_records(
@@ -58,7 +60,8 @@ def _record(entry: Entry, address: Callable[[Entry], Outgoing]) -> Record:
     try:
         return Record(entry.number, entry.place, entry.identity, line, address(entry))
     except Unsendable as error:
-        return Record(entry.number, entry.place, entry.identity, line, None, str(error))
+        elsewhere = isinstance(error, Elsewhere)
+        return Record(entry.number, entry.place, entry.identity, line, None, str(error), elsewhere)
 
 
 def _of_store(name: str, model: str | None, unproven: bool, allow_shared: bool) -> Contents:

@@ -19,6 +19,7 @@ def document(target: str, player: Player) -> dict[str, Any]:
         "sent": player.sent,
         "failed": sum(one.failed for one in player.played),
         "failed_records": sum(bool(one.failed) for one in player.played),
+        "skipped_records": sum(one.record.elsewhere for one in player.played),
         "seconds": round(player.seconds, 3),
     }
 
@@ -39,9 +40,12 @@ def _record(one: Played) -> dict[str, Any]:
 
 
 def status(one: Played) -> str:
-    """``ok``: all were answered well; ``failed``: one was not; ``unsent``: none was sent."""
+    """``ok``: all were answered well; ``failed``: one was not; ``skipped``: it is for a server of another protocol;
+    ``unsent``: none was sent."""
     if one.failed:
         return "failed"
+    if one.record.elsewhere:
+        return "skipped"
     return "ok" if one.sent else "unsent"
 
 
@@ -69,6 +73,8 @@ def print_report(target: str, player: Player, *, as_json: bool) -> None:
         right=frozenset({"RECORD", "SENT", "FAILED", "FIRST MS", "STEADY MS"}),
     )
     for one in player.played:
+        if one.record.elsewhere:
+            print(f"skipped: {one.record.place}: {one.record.fault}", file=sys.stderr)
         for reason, count in one.failures.most_common():
             print(f"failed: {one.record.place}: {printable(reason)} ({count} times)", file=sys.stderr)
     print(

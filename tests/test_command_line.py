@@ -113,6 +113,11 @@ def place(tmp_path: Path, ranking: Path) -> Path:
             1,
             "capture host needs grpc, which is not installed",
         ),
+        (
+            ("replay", "warmup", "--target", "grpc://127.0.0.1:1"),
+            1,
+            "capture replay needs grpc, which is not installed: pip install 'warmtap[replay]'",
+        ),
     ],
 )
 def test_what_needs_the_extra_says_so(arguments: tuple[str, ...], status: int, text: str, place: Path) -> None:

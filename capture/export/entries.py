@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from capture.signature import Call, WireSignature
+from capture.signature import REST_METHODS, Call, WireSignature
 
 #: The form of a store, beside those of the export formats.
 STORE: Final = "store"
@@ -45,7 +45,7 @@ def as_sent(
 ) -> Request:
     """The request that was kept so. gRPC compresses messages, not requests: there ``body`` is the message, whatever was
     on the wire."""
-    grpc = signature.family == "tfserving" and not signature.method.startswith("REST ")
+    grpc = signature.family == "tfserving" and signature.method not in REST_METHODS
     return Request(body if grpc or wire_body is None else wire_body, path, headers)
 
 

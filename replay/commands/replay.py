@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import Annotated
 
 import typer
@@ -108,6 +109,11 @@ def replay(
         if gate and loop:
             raise UserError("--loop: a gate sends each record --count times")
         at = read_target(target)
+        if at.scheme == "grpc":
+            # Where it is missing that is said now, not when the server comes.
+            import_module("grpc")
+            if auth.startswith("eas-"):
+                raise UserError("--auth: EAS's tokens are for http targets; gRPC takes bearer")
         address = partial(outgoing, target=at, model=model or "", send_as=send_as, keep_version=keep_version)
 
         def prepare() -> tuple[list[Record], Callable[[], Sender]]:

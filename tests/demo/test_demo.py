@@ -47,5 +47,12 @@ def test_eas_warms_one_signature_and_says_so(report: dict[str, Any]) -> None:
     found = report["protocols"]["eas"]
     assert found["cold"]["graph_builds"] == found["executor_keys"] == report["exported"]["eas-bin"]["records"]
     assert found["warm"]["graph_builds"] == found["executor_keys"] - 1
+    assert found["warm"]["warmup_builds"] == 1
     assert found["verify"]["verdict"] == "failed"
     assert len(found["verify"]["reasons"]) == found["executor_keys"] - 1
+
+
+def test_eas_behind_the_gate_builds_nothing_more(report: dict[str, Any]) -> None:
+    found = report["protocols"]["eas"]
+    assert found["gated"]["graph_builds"] == 0
+    assert found["gated"]["warmup_builds"] == found["executor_keys"] > 1

@@ -34,7 +34,7 @@ def entry(
     [
         ("grpc://localhost:8500", Target("grpc", "localhost", 8500)),
         ("http://[::1]:80/", Target("http", "::1", 80)),
-        ("http://h:80/a/b?c=d", Target("http", "h", 80, "/a/b?c=d")),
+        ("http://h:80/a/b/?c=d", Target("http", "h", 80, "/a/b/?c=d")),
     ],
 )
 def test_targets(text: str, target: Target) -> None:
@@ -137,7 +137,7 @@ def test_a_request_of_a_service_without_a_name() -> None:
 )
 def test_rest_goes_out_as_it_was_sent(path: str, more: dict[str, object], expected: str) -> None:
     headers = {"content-type": "application/json", "content-encoding": "gzip", "grpc-encoding": "gzip"}
-    sent = outgoing(entry(b"zip", method="REST Predict instances", path=path, headers=headers), HTTP, **more)  # type: ignore[arg-type]
+    sent = outgoing(entry(b"zip", method="REST Predict row", path=path, headers=headers), HTTP, **more)  # type: ignore[arg-type]
     assert sent == Outgoing(expected, b"zip", {"Content-Type": "application/json", "Content-Encoding": "gzip"})
 
 
@@ -162,5 +162,5 @@ def test_only_http_bodies_go_out_compressed() -> None:
         return as_sent(signature, b"body", b"wire", "", {}).body
 
     assert sent(wire_signature("tfserving", "m", "Predict", "", [], [])) == b"body"
-    assert sent(wire_signature("tfserving", "m", "REST Predict", "", [], [])) == b"wire"
+    assert sent(wire_signature("tfserving", "m", "REST Predict column", "", [], [])) == b"wire"
     assert sent(wire_signature("eas", "m", "predict", "", [], [])) == b"wire"

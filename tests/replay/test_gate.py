@@ -14,11 +14,14 @@ from typing import Any
 import pytest
 
 from capture.export.tfrecord import frame, prediction_log
+from capture.store.base import Batch
 from tests.replay.test_host_eas import edge_request
 from tests.replay.test_host_eas import post as post_eas
 from tests.replay.test_replay import bins
-from tests.support.net_http import echo_server
-from tests.support.processes import Process
+from tests.support.calls import predict
+from tests.support.net_http import Echo, echo_server
+from tests.support.processes import Process, capture
+from tests.support.stores import filled
 from tests.support.tf_host import HostProcess
 from tests.support.tf_requests import census_input, examples_request, tasks_request
 from tests.support.waiting import PATIENCE, until
@@ -128,9 +131,7 @@ def test_tf_serving_methods_over_grpc_and_a_record_that_is_refused(census: Path,
 
 @pytest.mark.parametrize(("on_failure", "status", "ended"), [("ready", 200, 0), ("fail", 503, 1)])
 def test_a_server_that_never_comes(on_failure: str, status: int, ended: int, source: str, port: int) -> None:
-    gate = GateProcess(
-        source, f"http://127.0.0.1:{port}/s", "--timeout", "0.3", "--gate-on-failure", on_failure
-    )  # fmt: skip
+    gate = GateProcess(source, f"http://127.0.0.1:{port}/s", "--timeout", "0.3", "--gate-on-failure", on_failure)
     gate.wait_for(f"msg={'ready' if status == 200 else 'failed'}")
     prefix = "ready" if status == 200 else "not ready"
     assert gate.get() == (status, f"{prefix}: the server was not there within 0.3 s\n")
@@ -141,3 +142,79 @@ def test_a_server_that_never_comes(on_failure: str, status: int, ended: int, sou
     gate.wait_for("msg=waiting")
     gate.wait_for(f"msg={'ready' if status == 200 else 'failed'}", 3 if status == 200 else 2)
     assert gate.stop() == ended
+
+
+class Loading(Echo):
+    """A server behind a proxy that listens before it: its status, and 503 until it is up. What is idle is closed."""
+
+    timeout = 0.1
+    available, up, asked, refused, closed = False, False, 0, 0, 0
+
+    def do_GET(self) -> None:
+        Loading.asked += 1
+        states = ["END", "AVAILABLE"] if self.available else ["LOADING"]
+        self._answer(200, json.dumps({"model_version_status": [{"version": "1", "state": one} for one in states]}))
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        Loading.refused += not self.up
+        self._answer(200 if self.up else 503, "upstream connect error")
+
+    def finish(self) -> None:
+        super().finish()
+        Loading.closed += 1
+
+    def _answer(self, status: int, text: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+
+def test_a_server_that_listens_before_it_answers_and_closes_what_is_idle(source: str) -> None:
+    with (
+        echo_server(Loading) as address,
+        GateProcess(source, f"http://{address}/s", "--status", f"http://{address}/v1/models/m") as gate,
+    ):
+        until(lambda: Loading.asked > 2, "its status is asked")
+        assert gate.report()["state"] == "waiting"
+        Loading.available = True
+        # More than all records, twice each.
+        until(lambda: Loading.refused > 4, "it is asked again")
+        assert gate.get()[0] == 503
+        Loading.up = True
+        gate.wait_for("msg=ready")
+        closed = Loading.closed
+        until(lambda: Loading.closed > closed + 3, "the connection that is held ends")
+        assert gate.get() == (200, "ready: 2 records, 4 requests sent\n")
+        assert gate.report()["starts"] == 1
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_a_server_that_accepts_and_never_answers(scheme: str, source: str, tmp_path: Path) -> None:
+    if scheme == "grpc":
+        source = str(tmp_path / "warmup")
+        Path(source).write_bytes(frame(prediction_log(predict())))
+    # Connected by the backlog, and never read.
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        target = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}" + ("/s" if scheme == "http" else "")
+        gate = GateProcess(source, target, "--timeout", "1", "--gate-on-failure", "fail")
+        gate.wait_for("msg=failed")
+        assert gate.get() == (503, "not ready: not warm within 1 s\n")
+        assert gate.stop() == 1
+
+
+def test_a_port_that_is_taken_is_one_line(source: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = capture("replay", source, "--target", "http://127.0.0.1:1/s", "--gate", str(port))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"capture: error: --gate: cannot listen on 127.0.0.1:{port}: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_store_without_a_record_is_no_reason_to_wait(tmp_path: Path, port: int) -> None:
+    filled(tmp_path / "store", Batch("run")).close()
+    with GateProcess(str(tmp_path / "store"), f"http://127.0.0.1:{port}") as gate, echo_server(port=port):
+        gate.wait_for("msg=ready")
+        assert gate.get() == (200, "ready: 0 records, 0 requests sent\n")

@@ -3,6 +3,7 @@ behind ``capture host``, and HTTP servers that check signatures or refuse."""
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -10,16 +11,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from typer.testing import CliRunner, Result
 
+from capture.__main__ import application
 from capture.export.tfrecord import frame, prediction_log
 from capture.schema.wire import length_delimited
-from capture.store.base import Batch
+from capture.signature import wire_signature
+from capture.store.base import Batch, Sample
 from tests.replay.test_host_eas import edge_request
 from tests.support.calls import eas
 from tests.support.eas_gateway import TOKEN, gateway
 from tests.support.net_http import Echo, echo_server
 from tests.support.processes import capture
-from tests.support.stores import add, filled, signature
+from tests.support.stores import NOW, add, filled, key_of, signature
 from tests.support.tf_host import HostProcess
 from tests.support.tf_requests import census_input, examples_request, tasks_request
 
@@ -34,10 +38,15 @@ def bins(directory: Path, *bodies: bytes) -> str:
     return str(directory)
 
 
+def invoke(*arguments: str) -> Result:
+    """The command in this process: its exit code and what it wrote."""
+    return CliRunner().invoke(application("replay"), ["replay", *arguments])
+
+
 def replay(file: str, target: str, *arguments: str, status: int = 0) -> dict[str, Any]:
     """The report."""
-    done = capture("replay", file, "--target", target, "--json", *arguments)
-    assert done.returncode == status, done.stderr
+    done = invoke(file, "--target", target, "--json", *arguments)
+    assert done.exit_code == status, done.stderr
     assert done.stderr == ""
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -152,8 +161,8 @@ def test_a_server_that_repeats_the_credential_does_not_bring_it_into_the_report(
     source.write_bytes(b"who\n")
     found = replay(str(source), f"{counting}/s", "--auth", "bearer:env:SECRET", status=1)
     assert list(found["records"][0]["reasons"]) == ["HTTP 401: Bearer ***"]
-    plain = capture("replay", str(source), "--target", f"{counting}/s", "--auth", "bearer:env:SECRET")
-    assert plain.returncode == 1
+    plain = invoke(str(source), "--target", f"{counting}/s", "--auth", "bearer:env:SECRET")
+    assert plain.exit_code == 1
     assert "hunter2" not in plain.stdout + plain.stderr + json.dumps(found)
 
 
@@ -168,6 +177,26 @@ def test_text_is_sent_line_by_line_and_failures_are_told(counting: str, tmp_path
     assert rows[0][:4] == ["RECORD", "STATUS", "SENT", "FAILED"]
     assert [row[:4] for row in rows[1:]] == [["1", "ok", "4", "0"], ["2", "failed", "4", "4"]]
     assert "failed: record 2 at byte 9: HTTP 500: no such thing (4 times)\n" in done.stderr
+
+
+def test_rest_goes_out_as_it_was_sent(counting: str, tmp_path: Path) -> None:
+    body = b'{"instances": [[1.0]]}'
+    rest = wire_signature("tfserving", "m", "REST Predict row", "", [], [])
+    batch = Batch("run")
+    add(batch, rest, body=body)
+    path, headers = "/v1/models/m/versions/3:predict", {"content-type": "application/json", "content-encoding": "gzip"}
+    batch.samples[key_of(rest)] = Sample(body, gzip.compress(body, mtime=0), headers, path, "", "proven", NOW)
+    # Over gRPC the same store has another record: it is another server's, which is told and is no failure.
+    add(batch, signature(model="m"))
+    filled(tmp_path / "store", batch).close()
+    found = replay(str(tmp_path / "store"), f"{counting}/behind")
+    assert Counting.bodies == {gzip.compress(body, mtime=0): 1}
+    assert Counting.paths == {"/behind/v1/models/m:predict": 1}
+    assert sorted(one["status"] for one in found["records"]) == ["ok", "skipped"]
+    assert (found["failed"], found["skipped_records"]) == (0, 1)
+    plain = invoke(str(tmp_path / "store"), "--target", counting)
+    assert plain.exit_code == 0
+    assert ": was captured from gRPC; say --target grpc://host:port\n" in plain.stderr
 
 
 def test_pace(counting: str, tmp_path: Path) -> None:
@@ -203,13 +232,14 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
         (("a.txt", "--target", "http://h:1/s", "--gate-on-failure", "x"), "--gate-on-failure x: say ready or fail"),
         (("cut", "--target", "grpc://h:1", "--gate", "0"), "cut: record 1: corrupted record at byte 0: cut off"),
         (("a.txt", "--target", "http://h:1/s", "--auth", "eas-token:hunter2"), "--auth: a secret is no argument"),
+        (("a.txt", "--target", "grpc://h:1", "--auth", "eas-token:hunter2"), "--auth: EAS's tokens are for http"),
     ],
 )
 def test_nothing_usable_is_one_line(arguments: tuple[str, ...], text: str, tmp_path: Path) -> None:
     (tmp_path / "cut").write_bytes(frame(b"abc")[:-2])
     (tmp_path / "a.txt").write_bytes(b"a\n")
-    done = capture("replay", str(tmp_path / arguments[0]), *arguments[1:])
-    assert done.returncode == 2
+    done = invoke(str(tmp_path / arguments[0]), *arguments[1:])
+    assert done.exit_code == 2
     assert done.stdout == ""
     assert done.stderr.startswith("capture: error: ")
     assert done.stderr.count("\n") == 1
