@@ -17,6 +17,7 @@ from capture.export.manifest import MANIFEST_NAME, MANIFEST_SUFFIX, with_proof
 from capture.export.tfrecord import WARMUP_PATH
 from capture.signature import SignatureDef
 from capture.store.base import Store, open_store
+from replay import plot as drawing
 from replay.commands.verify_table import print_report
 from replay.services import refuse_other_services
 from replay.traffic import Evidence, gather
@@ -100,6 +101,12 @@ def verify(
     manifest: Annotated[
         Path | None, typer.Option("--manifest", help="Where the proof is noted; default: the one beside the file.")
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot", help="Draw first calls, cold beside warm, into this PNG (needs warmtap[plot]).", metavar="PNG"
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
     allow_shared_store: SharedOption = False,
 ) -> None:
@@ -111,11 +118,15 @@ def verify(
     """
     try:
         how = _how(level, server_cmd, server_timeout, python, op_library or [], sessions, herd, warm_up_count)
+        if plot is not None:
+            drawing.needs_matplotlib()
         report = _run(saved_model, warmup, traffic, model, form, how, manifest, allow_shared_store)
+        summary = report.summary()
+        if plot is not None:
+            drawing.plot(summary, plot)
     except UserError as error:
         typer.echo(f"capture: error: {error}", err=True)
         raise typer.Exit(UNUSABLE) from None
-    summary = report.summary()
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(summary), indent=2).decode())
     else:

@@ -16,7 +16,9 @@ pytestmark = pytest.mark.server
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory, ranking: Path) -> dict[str, Any]:
     """One run of the demonstration."""
-    found = demo(tmp_path_factory.mktemp("demo"), ranking)
+    out = tmp_path_factory.mktemp("demo")
+    found = demo(out, ranking)
+    assert sorted(path.name for path in out.glob("*.png")) == ["verify-eas.png", "verify-tfserving.png"]
     # What make demo writes is this, and nothing that JSON cannot say.
     again: dict[str, Any] = json.loads(json.dumps(found))
     assert again == found
