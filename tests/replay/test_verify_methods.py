@@ -33,13 +33,13 @@ def regression(age: float) -> Any:
 
 
 def store(path: Path, sent: list[tuple[str, Any]], held: list[tuple[str, Any]]) -> Path:
-    """A store with these (method, request) as samples and as held-out requests."""
+    """A store with these (method, request) of one model as samples and as held-out requests."""
     batch = Batch("run")
     for number, (method, request) in enumerate([*sent, *held]):
         body = request.SerializeToString()
         where = f"/tensorflow.serving.{'SessionService' if method == 'SessionRun' else 'PredictionService'}/{method}"
         signature = DIALECT.read(Route(DIALECT, method, "", where), body).signature
-        key = RecordKey(ModelVersion("tfserving", "census", "1"), signature.digest)
+        key = RecordKey(ModelVersion("tfserving", signature.model, "1"), signature.digest)
         batch.seen.setdefault(key, SignatureDelta(signature, 1.0, 1.0)).proven += 1
         kept = Sample(body, None, {}, where, "", "proven", NOW)
         if number < len(sent):
