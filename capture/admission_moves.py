@@ -119,9 +119,10 @@ def _hold(
     decision: Decision,
 ) -> None:
     """Take one held-out request along, with the roles that it can have there."""
+    draw = old.held[held_id].draw
     held = old.remove(held_id)
     admission.stored_bytes -= held.size
     # There is room again in the reservoir that it left.
     old.full, old.cut = False, None
-    draw = 1.0 if held.draw is None else held.draw
-    admission._hold(target, state, known, held.size, held_id, held.captured_at, draw, decision)
+    kept = 1.0 if draw is None else draw  # 1: never in a reservoir
+    admission._hold(target, state, known, held.size, held_id, held.captured_at, kept, decision)

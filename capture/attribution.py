@@ -164,7 +164,7 @@ class Attribution:
         key = target.status, target.model
         labels = self._asks.get(key)
         if labels is None:
-            if len(target.model) > MAX_NAME_CHARS:
+            if not _may_ask(target.model):
                 return
             while len(self._asks) >= MAX_MODELS:
                 del self._asks[next(iter(self._asks))]
@@ -173,7 +173,7 @@ class Attribution:
         elif next(reversed(self._asks)) != key:
             self._asks[key] = self._asks.pop(key)
         label = target.label
-        if label and label not in labels and len(labels) < MAX_LABELS and len(label) <= MAX_NAME_CHARS:
+        if label and label not in labels and len(labels) < MAX_LABELS and _may_ask(label):
             labels.append(label)
             self.asks_changed = True
 
@@ -244,6 +244,11 @@ class Attribution:
                 self.count("versions_unknown", stretch.calls)
             else:
                 yield stretch, version
+
+
+def _may_ask(name: str) -> bool:
+    """Whether a name from traffic is one that a model server could know."""
+    return len(name) <= MAX_NAME_CHARS and name.isprintable()
 
 
 def settle(attribution: Attribution, admission: Admission, batch: Batch, now: float) -> bool:

@@ -21,7 +21,7 @@ import msgspec
 from capture.status_messages import Answers, Asks
 
 #: Bytes of the two pages. Memory is taken for what was written only.
-ASKS_BYTES: Final = 256 << 10
+ASKS_BYTES: Final = 1 << 20
 ANSWERS_BYTES: Final = 8 << 20
 T = TypeVar("T")
 _HEAD: Final = struct.Struct("<QII")

@@ -376,10 +376,8 @@ def _check_status(place: str, listener: Listener) -> None:
         raise SettingsError(f"{place}.status: a copy passes at another time than the call; remove it for mode sink")
     scheme, separator, where = listener.status.partition("://")
     try:
-        if not separator or scheme != "http":
-            raise ValueError("write http://host:port")
-        if address.parse(where).path:
-            raise ValueError("write http://host:port")
+        if not separator or scheme != "http" or where.startswith(":") or address.parse(where).path:
+            raise ValueError("write http://host:port, TF Serving's REST port")
     except ValueError as error:
         raise SettingsError(f"{place}.status: {listener.status!r}: {error}") from None
 

@@ -15,6 +15,9 @@ from capture.export.manifest import losses
 from capture.levels import short, split
 from capture.store.base import Store, StoredSignature, open_store
 
+#: Model versions that are named where many have SignatureDefs.
+MOST_TOLD = 8
+
 
 def ls(
     store: StoreOption = DEFAULT_STORE,
@@ -56,7 +59,11 @@ def _signatures(source: Store, model: str | None, as_json: bool) -> None:
             }
             for row in rows
         ]
-        document = {"signatures": listed, "counters": source.counters()}
+        described = [
+            {"model": one.owner.model, "version": one.owner.version, "fetched_at": one.fetched_at}
+            for one in source.metadata(model)
+        ]
+        document = {"signatures": listed, "signature_defs": described, "counters": source.counters()}
         print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
         return
     now = time.time()
@@ -76,6 +83,10 @@ def _signatures(source: Store, model: str | None, as_json: bool) -> None:
         right=frozenset({"HITS"}),
     )
     _summary(source, len(rows))
+    told = [printable(str(one.owner)) for one in source.metadata(model)]
+    if told:
+        more = f" and {len(told) - MOST_TOLD} more" if len(told) > MOST_TOLD else ""
+        print(f"SignatureDefs told by the model server: {', '.join(told[:MOST_TOLD])}{more}", file=sys.stderr)
 
 
 def _class(row: StoredSignature) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -13,8 +14,9 @@ from capture.differences import nearest
 from capture.errors import UserError
 from capture.levels import matches, split
 from capture.savedmodel import read_saved_model
-from capture.signature import DIGEST_VERSION, Misfit, executor_key
+from capture.signature import DIGEST_VERSION, Misfit, SignatureDef, executor_key
 from capture.store.base import StoredSignature, open_store
+from capture.told_defs import told_defs
 
 
 def show(
@@ -28,10 +30,11 @@ def show(
     source = open_store(store, allow_shared=allow_shared_store)
     try:
         rows = source.signatures(model)
+        found = _find(rows, signature)
+        first = found[0]
+        told = None if saved_model is not None else told_defs(source, first.key.owner.model)
     finally:
         source.close()
-    found = _find(rows, signature)
-    first = found[0]
     others = {row.signature for row in rows if row.key.owner[:2] == first.key.owner[:2]} - {first.signature}
     print(printable(str(first.signature)))
     print(f"  digest     {split(first.key.digest)[0]}")
@@ -40,14 +43,20 @@ def show(
         other, differences = neighbour
         print(f"  nearest    {other.digest[:15]}: {printable('; '.join(differences))}")
     if saved_model is not None:
-        try:
-            key = executor_key(first.signature, read_saved_model(saved_model).signatures)
-            print(f"  executor   {printable(str(key))}")
-        except Misfit as misfit:
-            print(f"  executor   does not fit {saved_model}: {printable(str(misfit))}")
+        _executor(first, read_saved_model(saved_model).signatures, str(saved_model), "")
+    elif told is not None and told.owner.family == first.key.owner.family:
+        where = f"version {told.owner.version}"
+        _executor(first, told.signatures, where, f" on {where}, as the model server told")
     now = time.time()
     for row in found:
         _version(row, now)
+
+
+def _executor(row: StoredSignature, defs: Mapping[str, SignatureDef], where: str, told: str) -> None:
+    try:
+        print(f"  executor   {printable(str(executor_key(row.signature, defs)))}{told}")
+    except Misfit as misfit:
+        print(f"  executor   does not fit {where}: {printable(str(misfit))}")
 
 
 def _find(rows: list[StoredSignature], wanted: str) -> list[StoredSignature]:

@@ -1,23 +1,27 @@
-"""Which version served a call that does not say it, told by the status of the model server: real TensorFlow, real gRPC,
-a real sidecar. The server's REST status is tests/support/version_server.py."""
+"""Which version served a call that does not say it, told by the status of the model server: real TensorFlow, real
+clients, a real sidecar. Where one server loads and unloads versions its status is tests/support/version_server.py;
+where a server is replaced by another it is the model host's own."""
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import grpc
 import msgspec
 import pytest
+import requests
 
 from capture.metadata import read_metadata
 from capture.store.base import UNKNOWN_VERSION, open_store
 from replay import tf_protos
 from tests.e2e.conftest import Front
 from tests.support.net_sidecar import Sidecar
+from tests.support.processes import capture
 from tests.support.tf_host import HostProcess
 from tests.support.tf_requests import census_input, predict_request, serialized_examples
 from tests.support.version_server import Fault, VersionServer
@@ -39,10 +43,10 @@ def hosts(census: Path) -> Iterator[dict[str, str]]:
         yield {"1": one.grpc, "2": two.grpc}
 
 
-def sidecar(server: VersionServer, directory: Path) -> Front:
+def sidecar(upstream: str, status: str, directory: Path) -> Front:
     path = directory / "warmtap.sqlite"
     settings = {
-        "listeners": [{"listen": "127.0.0.1:0", "upstream": server.grpc, "status": server.status}],
+        "listeners": [{"listen": "127.0.0.1:0", "upstream": upstream, "status": status}],
         "capture": {"store": str(path), "shed_lag": 0, "status_interval": 0.1},
         "relay": {"drain_delay": 0},
         "admin": {"listen": ""},
@@ -93,7 +97,7 @@ def test_a_server_that_moves_to_another_version_under_traffic(hosts: dict[str, s
     with VersionServer(MODEL, hosts).run() as server:
         server.become("1", {"1": "AVAILABLE"})
         server.labels["canary"] = "2"
-        front = sidecar(server, tmp_path)
+        front = sidecar(server.grpc, server.status, tmp_path)
         with front.sidecar, Client(front.grpc) as client, Client(front.grpc) as other:
             stop = threading.Event()
 
@@ -162,11 +166,60 @@ def check_store(path: Path, hosts: dict[str, str]) -> None:
         store.close()
 
 
+def test_rest_to_a_server_that_is_replaced_by_one_of_the_next_version(edge: Path, tmp_path: Path) -> None:
+    first, second = "REST Predict row edge/serving_default () -> (*)", "REST Predict column edge/checked (x) -> (*)"
+    host = HostProcess(edge, "--model-name=edge", "--model-version=1", rest=True, eas=False)
+    rest = host.rest
+    front = sidecar(rest, f"http://{rest}", tmp_path)
+
+    def versions() -> dict[str, set[str]]:
+        with closing(front.store()) as store:
+            found: dict[str, set[str]] = {}
+            for row in store.signatures():
+                found.setdefault(str(row.signature), set()).add(row.key.owner.version)
+            return found
+
+    def post(body: Any, line: str, version: str) -> None:
+        def once() -> bool:
+            answer = requests.post(f"http://{front.grpc}/v1/models/edge:predict", json=body, timeout=PATIENCE)
+            assert answer.status_code == 200, answer.text
+            return version in versions().get(line, ())
+
+        until(once, f"{line} attributed to {version}")
+
+    with front.sidecar:
+        with host:
+            post({"instances": [[1.0, 2.0, 3.0]]}, first, "1")
+        with HostProcess(edge, "--model-name=edge", "--model-version=2", f"--rest-listen={rest}", eas=False):
+            post({"signature_name": "checked", "inputs": {"x": [[1.0, 2.0, 3.0]]}}, second, "2")
+            until(lambda: front.count("metadata_stored") >= 2, "SignatureDefs of two versions")
+    found = versions()
+    assert found[first] <= {"1", UNKNOWN_VERSION}
+    assert found[second] <= {"2", UNKNOWN_VERSION}
+    check_commands(front.path, tmp_path / "warmup", edge)
+
+
+def check_commands(store: Path, out: Path, edge: Path) -> None:
+    """Without the model's files REST requests are written as the gRPC requests that the told SignatureDefs make of
+    them: the same bytes as with the files."""
+    common = ("--format=tfrecord", "--model=edge", f"--store={store}")
+    done = capture("export", *common, f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    with_files = out.with_name("with-files")
+    assert capture("export", *common, f"--out={with_files}", f"--saved-model={edge}").returncode == 0
+    assert out.read_bytes() == with_files.read_bytes()
+    listed = capture("ls", f"--store={store}")
+    assert "SignatureDefs told by the model server: edge/2, edge/1" in listed.stderr
+    assert "\tedge/1\t" in listed.stdout
+    shown = capture("show", listed.stdout.splitlines()[1].split()[0], f"--store={store}")
+    assert " on version 2, as the model server told" in shown.stdout
+
+
 def test_a_label_is_told_by_its_metadata(hosts: dict[str, str], tmp_path: Path) -> None:
     with VersionServer(MODEL, hosts).run() as server:
         server.become("2", {"1": "AVAILABLE", "2": "AVAILABLE"})
         server.labels["stable"] = "1"
-        front = sidecar(server, tmp_path)
+        front = sidecar(server.grpc, server.status, tmp_path)
         with front.sidecar, Client(front.grpc) as client:
 
             def once() -> bool:
@@ -185,7 +238,7 @@ def test_a_status_that_fails_in_any_way_costs_the_version_and_nothing_else(
     faults: tuple[Fault, ...] = ("no such model", "garbage", "huge", "another version", "slow")
     with VersionServer(MODEL, hosts).run() as server:
         server.become("1", {"1": "UNKNOWN"})
-        front = sidecar(server, tmp_path)
+        front = sidecar(server.grpc, server.status, tmp_path)
         with front.sidecar, Client(front.grpc) as client:
             for fault in faults:
                 server.fault = fault
@@ -204,7 +257,7 @@ def test_without_a_server_at_the_address_nothing_is_different(hosts: dict[str, s
     with VersionServer(MODEL, hosts).run() as server:
         server.become("1", {"1": "AVAILABLE"})
         server.status = "http://127.0.0.1:9"
-        front = sidecar(server, tmp_path)
+        front = sidecar(server.grpc, server.status, tmp_path)
         with front.sidecar, Client(front.grpc) as client:
             client.call(DURING)
             until(lambda: front.count("status_failures"), "a failed poll")

@@ -72,6 +72,17 @@ ONE = {"listen": "127.0.0.1:8500", "upstream": "127.0.0.1:18500"}
             {"listeners": [{"listen": ":8500", "mode": "sink", "follow_upstream": True}]},
             "listeners[0].follow_upstream: a listener of mode sink has no model server behind it; remove it",
         ),
+        (
+            {"listeners": [{"listen": ":8500", "mode": "sink", "status": "http://h:8501"}]},
+            "listeners[0].status: a copy passes at another time than the call; remove it for mode sink",
+        ),
+        *(
+            (
+                {"listeners": [ONE | {"status": status}]},
+                f"listeners[0].status: '{status}': write http://host:port, TF Serving's REST port",
+            )
+            for status in ("h:8501", "https://h:8501", "http://:8501", "http://unix:/s")
+        ),
         (None, "settings: expected `object`, got `null`"),
         ({"listeners": []}, "listeners: expected `array` of length >= 1"),
         (
