@@ -29,6 +29,7 @@ COMMANDS: Final = {
     "show": Command("capture.commands.show:show", "Show one signature: who sends it, how it differs, what it fits."),
     "export": Command("capture.commands.export:export", "Write warm-up files from what was captured."),
     "ingest": Command("capture.commands.ingest:ingest", "Read requests that were recorded elsewhere into a store."),
+    "doctor": Command("capture.commands.doctor:doctor", "Say what of a model warm-up by names does not cover."),
     "inspect": Command("capture.commands.inspect:inspect", "List what is in a warm-up file, whoever wrote it."),
     "coverage": Command(
         "capture.commands.coverage:coverage_command",

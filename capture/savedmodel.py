@@ -48,7 +48,7 @@ def read_saved_model(directory: Path, tags: Iterable[str] = SERVE_TAGS) -> Saved
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
-            for number, wire_type, length in _walk(file, size):
+            for number, wire_type, length in walk(file, size):
                 if number != _META_GRAPHS or wire_type != LENGTH:
                     file.seek(length, 1)
                     continue
@@ -81,7 +81,7 @@ def _absent(directory: Path) -> str:
 def _meta_graph(file: BinaryIO, end: int) -> tuple[frozenset[str], SavedModel]:
     info = messages.MetaInfoDef()
     signatures = {}
-    for number, wire_type, length in _walk(file, end):
+    for number, wire_type, length in walk(file, end):
         if wire_type == LENGTH and number in (_META_INFO, _SIGNATURE_DEF):
             if length > MAX_FIELD_BYTES:
                 raise WireError(f"field {number} of {length} bytes at byte {file.tell()}")
@@ -112,7 +112,7 @@ def _tensor_info(info: Any) -> TensorInfo:
     return TensorInfo(info.name, info.dtype, None if shape.unknown_rank else tuple(dim.size for dim in shape.dim))
 
 
-def _walk(file: BinaryIO, end: int) -> Iterator[tuple[int, int, int]]:
+def walk(file: BinaryIO, end: int) -> Iterator[tuple[int, int, int]]:
     """(number, wire type, payload length) of each field up to ``end``. The caller moves past every payload."""
     while (start := file.tell()) < end:
         head = file.read(2 * MAX_VARINT_BYTES)

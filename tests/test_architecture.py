@@ -24,6 +24,7 @@ PURE = (
     "capture/serving.py",
     "capture/attribution.py",
     "capture/shedding.py",
+    "capture/doctor.py",
     "capture/scrubbing.py",
     "capture/convert/*.py",
     "capture/dialects/*.py",

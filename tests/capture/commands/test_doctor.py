@@ -1,0 +1,57 @@
+"""doctor on real SavedModels, and on files that are none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from capture.graph import read_graph
+from tests.support.processes import capture
+from tests.support.tf_models import saved_model
+
+pytestmark = pytest.mark.server
+
+
+def test_each_trouble_is_found_where_it_is(model_cache: Path) -> None:
+    model = saved_model(model_cache, "troubles")
+    done = capture("doctor", "--saved-model", str(model), "--json")
+    assert done.returncode == 1, done.stderr
+    found = {one["kind"]: one for one in json.loads(done.stdout)["findings"]}
+    where = {kind: one["signatures"] for kind, one in found.items()}
+    assert where["xla"] == ["compiled"]
+    assert "values(" in found["xla"]["text"]
+    assert where["convolution"] == ["convolves"]
+    assert found["convolution"]["ops"] == {"Conv2D": 1}
+    assert where["batching"] == ["batches"]
+    assert found["batching"]["text"].endswith("--batch-sizes 2,8")
+    assert where["assigns"] == ["counts"]
+    assert where["table"] == ["learns"]
+    assert (where["random"], found["random"]["severity"]) == (["draws"], "note")
+    assert not any("plain" in one["signatures"] for one in found.values() if one["severity"] == "action")
+
+
+def test_a_model_without_trouble(ranking: Path, edge: Path) -> None:
+    done = capture("doctor", "--saved-model", str(ranking))
+    assert (done.returncode, done.stdout.count("\taction")) == (0, 0), done.stdout
+    done = capture("doctor", "--saved-model", str(edge), "--json")
+    assert done.returncode == 0, done.stdout
+    kinds = {one["kind"] for one in json.loads(done.stdout)["findings"]}
+    assert kinds == {"shared", "defaults"}
+
+
+def test_what_is_no_model(tmp_path: Path, ranking: Path) -> None:
+    done = capture("doctor", "--saved-model", str(tmp_path))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    whole = (ranking / "saved_model.pb").read_bytes()
+    (tmp_path / "saved_model.pb").write_bytes(whole[: len(whole) // 2])
+    done = capture("doctor", "--saved-model", str(tmp_path))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "was it copied completely?" in done.stderr
+
+
+def test_every_node_is_read(ranking: Path) -> None:
+    graph = read_graph(ranking)
+    assert graph.count > len(graph.nodes) > 0
+    assert any("StatefulPartitionedCall" in node.op and node.calls for node in graph.nodes.values())
