@@ -1,14 +1,19 @@
-"""The parts of a private server that start nothing."""
+"""The parts of a private server that start no server."""
 
 from __future__ import annotations
 
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from capture.export.tfrecord import WARMUP_PATH
+from capture.signature import WireSignature
 from replay.calls import Counts
-from replay.private_server import ServerError, filled, place_model, read_counts
+from replay.private_server import PrivateServer, ServerError, filled, place_model, read_counts
+from replay.traffic import Judged
 
 #: In the form of TF Serving's util/prometheus_exporter.cc.
 TEXT = """# TYPE :tensorflow:cc:saved_model:load_attempt_count counter
@@ -70,3 +75,38 @@ def test_the_model_is_placed_with_the_file_or_without_one(tmp_path: Path) -> Non
     assert (tmp_path / "with" / "5" / "variables" / "data").read_bytes() == b"weights"
     # The model itself is as it was.
     assert (source / WARMUP_PATH).read_bytes() == b"its own"
+
+
+class Rest(BaseHTTPRequestHandler):
+    """The part of TF Serving's REST API that a held-out request goes to; ``capture host`` has none."""
+
+    asked: ClassVar[list[tuple[str, bytes]]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.asked.append((self.path, body))
+        good = body == b'{"instances": [1]}'
+        self.send_response(200 if good else 400)
+        self.end_headers()
+        self.wfile.write(b"{}" if good else b"{ \"error\": \"Missing 'inputs' or 'instances' key\" }\n")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.server
+def test_a_rest_request_goes_to_the_rest_port_byte_for_byte() -> None:
+    def judged(body: bytes) -> Judged:
+        return Judged(WireSignature("tfserving", "a b", "REST Predict row", "", ("x",), None), "g", body)
+
+    with HTTPServer(("127.0.0.1", 0), Rest) as rest:
+        thread = threading.Thread(target=rest.serve_forever)
+        thread.start()
+        server = PrivateServer(1, rest.server_port)
+        assert server.call(judged(b'{"instances": [1]}')) == ""
+        assert server.call(judged(b"{}")) == "HTTP 400: { \"error\": \"Missing 'inputs' or 'instances' key\" }"
+        rest.shutdown()
+        thread.join()
+    assert server.call(judged(b"{}")).startswith("ConnectionRefusedError: ")
+    server.close()
+    assert Rest.asked == [("/v1/models/a%20b:predict", b'{"instances": [1]}'), ("/v1/models/a%20b:predict", b"{}")]
