@@ -37,6 +37,9 @@ COMMANDS: Final = {
     ),
     "diff": Command("capture.commands.diff:diff", "Compare two warm-up files, or one with a store."),
     "verify": Command("replay.commands.verify:verify", "Prove on real TensorFlow that a warm-up file helps."),
+    "watch": Command(
+        "replay.commands.watch:watch", "Watch in production whether the model server builds graphs, and for whom."
+    ),
     "refresh": Command("replay.commands.refresh:refresh", "Write the warm-up file of each new model version, once."),
     "replay": Command("replay.commands.replay:replay", "Send records to a running server; as a gate: ready when warm."),
     "host": Command("replay.commands.host:host", "Serve a SavedModel locally by the servers' own rules."),

@@ -8,9 +8,8 @@ from aiohttp import web
 
 from replay.executor.api import COUNTERS, Executor
 from replay.servable import Ledger
+from replay.watching import METRICS_PATH
 
-#: TF Serving's path (util/prometheus_exporter.h: kPrometheusPath).
-METRICS_PATH = "/monitoring/prometheus/metrics"
 _MANGLED = re.compile(r"[^A-Za-z0-9_]")
 
 

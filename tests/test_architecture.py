@@ -59,6 +59,7 @@ PURE = (
     "capture/export/manifest.py",
     "capture/store/base.py",
     "replay/verdict.py",
+    "replay/watching.py",
 )
 IMPURE_MODULES = {
     "asyncio",

@@ -1,0 +1,179 @@
+"""``capture watch``."""
+
+from __future__ import annotations
+
+import http.client
+import time
+import urllib.error
+import urllib.request
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Annotated, Final
+from urllib.parse import quote, urlsplit
+
+import typer
+
+from capture.commands.options import DEFAULT_STORE, ModelOption, SharedOption, StoreOption
+from capture.commands.tables import printable
+from capture.errors import UserError
+from capture.logline import value
+from capture.store.base import StoredSignature, open_store
+from replay.watching import BUILDS, METRICS_PATH, WATCHED, Finding, Scrape, judge, read_counters, read_status, suspects
+
+#: Exit codes of ``--once``: nothing was built for calls; something was; it cannot be told.
+QUIET, MISSED, UNUSABLE = 0, 1, 2
+#: Seconds for one answer, and bytes of it.
+ANSWER_SECONDS: Final = 5.0
+MAX_ANSWER: Final = 16 << 20
+#: Models whose status is asked for.
+MAX_MODELS: Final = 64
+#: Suspects that are named.
+MAX_SUSPECTS: Final = 10
+
+
+def watch(
+    metrics: Annotated[
+        str,
+        typer.Option("--metrics", help=f"The model server's metrics; path default {METRICS_PATH}.", metavar="URL"),
+    ],
+    store: StoreOption = DEFAULT_STORE,
+    model: ModelOption = None,
+    interval: Annotated[float, typer.Option("--interval", min=0.1, help="Seconds from one look to the next.")] = 30.0,
+    once: Annotated[bool, typer.Option("--once", help="Two looks, then end: 0 quiet, 1 a miss, 2 unknown.")] = False,
+    settle: Annotated[
+        float, typer.Option("--settle", min=0, help="Seconds until the store has what was called; then it is read.")
+    ] = 5.0,
+    allow_shared_store: SharedOption = False,
+) -> None:
+    """Watch production: the model server's own count of built graphs, and which new signatures it rose with.
+
+    One line for each look that found something; a line with event=miss is a user who waited. Builds of a load and a
+    restart of the server are told apart. Sends nothing to the model.
+    """
+    try:
+        url = _url(metrics)
+        _read(store, model, allow_shared_store)
+        before, finding = None, None
+        while True:
+            models = _models(store, model, allow_shared_store)
+            try:
+                after = _scrape(url, models)
+            except UserError as error:
+                if before is None or once:
+                    raise
+                print(f"event=unreachable msg={value(error)}", flush=True)
+                time.sleep(interval)
+                continue
+            finding = judge(before, after)
+            if finding.kind == "miss":
+                time.sleep(settle)
+                rows = _read(store, model, allow_shared_store)
+                finding = replace(finding, suspects=suspects(finding, rows, time.time()))
+            _tell(finding, once=once)
+            if once and before is not None:
+                break
+            before = after
+            time.sleep(interval)
+    except UserError as error:
+        typer.echo(f"capture: error: {printable(str(error))}", err=True)
+        raise typer.Exit(UNUSABLE) from None
+    raise typer.Exit({"quiet": QUIET, "miss": MISSED}.get(finding.kind, UNUSABLE))
+
+
+def _url(text: str) -> str:
+    url = urlsplit(text if "//" in text else f"http://{text}")
+    if url.scheme not in ("http", "https") or not url.netloc:
+        raise UserError(f"--metrics {text}: no address; write http://host:port, the REST port of the model server")
+    return url._replace(path=url.path if url.path.strip("/") else METRICS_PATH, query="", fragment="").geturl()
+
+
+def _read(store: str, model: str | None, allow_shared: bool) -> list[StoredSignature]:
+    source = open_store(store, allow_shared=allow_shared)
+    try:
+        return source.signatures(model)
+    finally:
+        source.close()
+
+
+def _models(store: str, model: str | None, allow_shared: bool) -> list[str]:
+    rows = _read(store, model, allow_shared)
+    return list(dict.fromkeys(row.key.owner.model for row in rows if row.key.owner.family == "tfserving"))[:MAX_MODELS]
+
+
+def _scrape(url: str, models: list[str]) -> Scrape:
+    """Status first: what began to load after it shows in the counters of loads, or in the next status."""
+    serving: frozenset[str] = frozenset()
+    moving, told = False, False
+    for name in models:
+        body = _status(url, name)
+        found = None if body is None else read_status(name, body)
+        if found is not None:
+            told = True
+            serving, moving = serving | found[0], moving or found[1]
+    try:
+        text = _get(url).decode(errors="replace")
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise UserError(
+            f"{url}: {error}; is this the REST port, and monitoring on (--monitoring_config_file)?"
+        ) from None
+    return Scrape(time.time(), read_counters(text), serving if told else None, moving)
+
+
+def _status(url: str, model: str) -> bytes | None:
+    """None where the server does not tell: builds of its loads are then known by the counters alone."""
+    place = urlsplit(url)._replace(path=f"/v1/models/{quote(model, safe='')}").geturl()
+    try:
+        return _get(place)
+    except (OSError, http.client.HTTPException, ValueError):
+        return None
+
+
+def _get(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=ANSWER_SECONDS) as response:  # noqa: S310
+        body: bytes = response.read(MAX_ANSWER)
+        return body
+
+
+#: What is said of each kind beside the figures.
+_SAID: Final = {
+    "first": "watching",
+    "quiet": "nothing was built",
+    "loading": "the server loaded or unloaded a model: builds of that time are not attributed",
+    "restarted": "the server is another process: its count begins anew",
+    "missing": f"the server does not export {BUILDS}: it has built nothing yet, or is no TensorFlow",
+}
+
+
+def _tell(finding: Finding, *, once: bool) -> None:
+    """Of a stretch without anything only where it is the last word."""
+    if finding.kind == "quiet" and not once:
+        return
+    fields = {"event": finding.kind, "since": _stamp(finding.since), "until": _stamp(finding.until)}
+    fields |= {name.rpartition(":")[2]: str(rise) for name, rise in finding.rises.items()}
+    if finding.kind == "miss":
+        what = " and ".join(f"{rise} {WATCHED[name]}" for name, rise in finding.rises.items())
+        if finding.suspects:
+            msg = f"{what} while calls waited; first seen then: {len(finding.suspects)} signatures"
+        else:
+            msg = f"{what} while calls waited; no signature was first seen then: what was called passed unseen"
+    else:
+        msg = _SAID[finding.kind]
+    print(" ".join(f"{key}={value(text)}" for key, text in {**fields, "msg": msg}.items()), flush=True)
+    for row, explained in finding.suspects[:MAX_SUSPECTS]:
+        told = {
+            "event": "suspect",
+            "signature": row.key.digest,
+            "on": str(row.key.owner),
+            "first_seen": _stamp(row.first_seen),
+            "hits": str(row.hits),
+            "senders": ", ".join(row.senders),
+            "line": str(row.signature),
+            "differs": explained or "from nothing: it is the first of its model",
+        }
+        print(" ".join(f"{key}={value(text)}" for key, text in told.items()), flush=True)
+    if (more := len(finding.suspects) - MAX_SUSPECTS) > 0:
+        print(f"event=suspect msg={value(f'{more} more, of fewer calls; capture ls lists them')}", flush=True)
+
+
+def _stamp(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,160 @@
+"""``capture watch``: on real TensorFlow behind the sidecar; and how it ends and goes on where a server misbehaves, for
+which a small HTTP server stands in that says what the test wants."""
+
+from __future__ import annotations
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import grpc
+import pytest
+
+from capture.export.tfrecord import frame, prediction_log
+from capture.store.base import Batch
+from replay import tf_protos
+from replay.watching import METRICS_PATH
+from tests.e2e.conftest import Front, front
+from tests.support.processes import Process, capture
+from tests.support.stores import add, filled, signature
+from tests.support.tf_host import HostProcess
+from tests.support.tf_models import private_copy
+from tests.support.tf_requests import predict_request, ranking_inputs, write_warmup
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.server
+
+KNOWN = predict_request(ranking_inputs(), outputs=["score"])
+UNSEEN = predict_request(ranking_inputs(), outputs=["score", "model_version_id"])
+
+
+def call(place: Front, request: object) -> None:
+    """One Predict through the sidecar, until the store has its signature."""
+    before = place.count("store_writes")
+    with grpc.insecure_channel(place.grpc) as channel:
+        stub = tf_protos.load("tensorflow_serving.apis.prediction_service_pb2_grpc").PredictionServiceStub(channel)
+        stub.Predict(request)
+    until(lambda: place.count("store_writes") > before, "a batch in the store")
+
+
+def test_a_warm_server_is_quiet_and_an_unseen_signature_is_named(ranking: Path, tmp_path: Path) -> None:
+    copy = private_copy(ranking, tmp_path)
+    write_warmup(copy, frame(prediction_log(KNOWN.SerializeToString(), "Predict")))
+    with HostProcess(copy, eas=True) as host:
+        place = front(host, tmp_path, sheds=False)
+        with place.sidecar:
+            watch = ("watch", "--metrics", f"http://{host.stats}", "--store", str(place.path))
+            call(place, KNOWN)
+            with Process("capture", *watch, "--once", "--interval", "4") as looking:
+                looking.wait_for("event=first")
+                call_again(place)
+                assert "nothing was built" in looking.wait_for("event=quiet .*")[0]
+                assert looking.process.wait() == 0
+            looking = Process("capture", *watch, "--interval", "0.5", "--settle", "10")
+            looking.wait_for("event=first")
+            call(place, UNSEEN)
+            miss = looking.wait_for("event=miss .*")[0]
+            assert "graph_build_calls=1 " in miss
+            assert "1 graph builds while calls waited; first seen then: 1 signatures" in miss
+            suspect = looking.wait_for("event=suspect .*")[0]
+            assert 'line="Predict ranking/serving_default (category, dense, item_ids, user_id) -> ' in suspect
+            assert "fetches also: model_version_id" in suspect
+            assert "on=ranking/1" in suspect
+            looking.stop()
+            assert len([line for line in looking.lines if "event=miss" in line]) == 1
+
+
+def call_again(place: Front) -> None:
+    """What is warm, once more."""
+    observed = place.count("requests_observed")
+    with grpc.insecure_channel(place.grpc) as channel:
+        tf_protos.load("tensorflow_serving.apis.prediction_service_pb2_grpc").PredictionServiceStub(channel).Predict(
+            KNOWN
+        )
+    place.wait_observed(observed + 1)
+
+
+class Saying(ThreadingHTTPServer):
+    """Answers with the next of ``texts`` at the metrics' path, with the last one again and again; 404 elsewhere, and
+    for an empty text 500."""
+
+    def __init__(self, *texts: str) -> None:
+        self.texts = list(texts)
+        super().__init__(("127.0.0.1", 0), _Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Saying
+
+    def do_GET(self) -> None:
+        text = "" if self.path == METRICS_PATH else None
+        if text is not None:
+            text = self.server.texts.pop(0) if len(self.server.texts) > 1 else self.server.texts[0]
+        self.send_response(404 if text is None else 200 if text else 500)
+        self.end_headers()
+        self.wfile.write((text or "").encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Not in the tests' output."""
+
+
+def builds(count: int, sessions: int = 1) -> str:
+    return f":tensorflow:core:graph_build_calls{{}} {count}\n:tensorflow:core:session_created{{}} {sessions}\n"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    batch = Batch("run1")
+    add(batch, signature())
+    filled(tmp_path / "s", batch).close()
+    return tmp_path / "s"
+
+
+@pytest.mark.parametrize(
+    ("second", "status", "text"),
+    [
+        (builds(5), 0, "event=quiet"),
+        (builds(7), 1, "no signature was first seen then: what was called passed unseen"),
+        (builds(9, sessions=2), 2, "event=loading"),
+        (builds(1), 2, "event=restarted"),
+        ("up 1\n", 2, "event=missing"),
+    ],
+)
+def test_once(store: Path, second: str, status: int, text: str) -> None:
+    with Saying(builds(5), second) as server:
+        where = f"127.0.0.1:{server.server_port}"
+        done = capture(
+            "watch", "--metrics", where, "--store", str(store), "--once", "--interval", "0.1", "--settle", "0"
+        )
+        server.shutdown()
+    assert (done.returncode, done.stderr) == (status, "")
+    assert done.stdout.count("\n") == 2
+    assert text in done.stdout
+
+
+def test_a_server_that_is_away_for_a_while_is_watched_on(store: Path) -> None:
+    with Saying(builds(5), "", builds(1), builds(2)) as server:
+        where = f"http://127.0.0.1:{server.server_port}/"
+        looking = Process(
+            "capture", "watch", "--metrics", where, "--store", str(store), "--interval", "0.1", "--settle", "0"
+        )
+        for event in ("first", "unreachable", "restarted", "miss"):
+            looking.wait_for(f"^event={event} ")
+        assert looking.stop() == 143
+        server.shutdown()
+
+
+def test_what_cannot_be_watched(store: Path, tmp_path: Path) -> None:
+    with Saying("") as server:
+        where = f"http://127.0.0.1:{server.server_port}"
+        for metrics, place, text in (
+            (where, store, "HTTP Error 500: Internal Server Error; is this the REST port, and monitoring on"),
+            ("ftp://x", store, "--metrics ftp://x: no address; write http://host:port"),
+            (where, tmp_path / "none", "no such file"),
+        ):
+            done = capture("watch", "--metrics", metrics, "--store", str(place), "--once")
+            assert (done.returncode, done.stdout) == (2, "")
+            assert text in done.stderr
+            assert done.stderr.count("\n") == 1
+        server.shutdown()
