@@ -3,6 +3,7 @@ and servers that stand for what a real one does only when something is wrong."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import signal
 import socket
@@ -14,14 +15,15 @@ from typing import Any
 import pytest
 
 from capture.export.tfrecord import frame, prediction_log
-from capture.store.base import Batch
+from capture.signature import wire_signature
+from capture.store.base import Batch, Sample
 from tests.replay.test_host_eas import edge_request
 from tests.replay.test_host_eas import post as post_eas
 from tests.replay.test_replay import bins
 from tests.support.calls import predict
 from tests.support.net_http import Echo, echo_server
 from tests.support.processes import Process, capture
-from tests.support.stores import filled
+from tests.support.stores import NOW, add, filled, key_of
 from tests.support.tf_host import HostProcess
 from tests.support.tf_requests import census_input, examples_request, tasks_request
 from tests.support.waiting import PATIENCE, until
@@ -127,6 +129,27 @@ def test_tf_serving_methods_over_grpc_and_a_record_that_is_refused(census: Path,
         strict.wait_for("msg=failed")
         assert strict.get() == (503, "not ready: 4 records, 4 requests sent; 1 records failed\n")
         assert strict.stop() == 1
+
+
+def test_rest_calls_and_the_status_of_the_model(edge: Path, tmp_path: Path, port: int) -> None:
+    batch = Batch("run")
+    for form, body in (("row", b'{"instances": [[1, 2, 3]]}'), ("column", b'{"inputs": [[1, 2, 3]]}')):
+        rest = wire_signature("tfserving", "edge", f"REST Predict {form}", "", [], [])
+        add(batch, rest, body=body)
+        # Captured of a version that is no more.
+        path, headers = "/v1/models/edge/versions/7:predict", {"content-encoding": "gzip"}
+        batch.samples[key_of(rest)] = Sample(body, gzip.compress(body), headers, path, "", "proven", NOW)
+    filled(tmp_path / "store", batch).close()
+    target = f"http://127.0.0.1:{port}"
+    with (
+        GateProcess(str(tmp_path / "store"), target, "--status", f"{target}/v1/models/edge") as gate,
+        HostProcess(
+            edge, "--model-name=edge", f"--rest-listen=127.0.0.1:{port}", grpc=False, rest=True, eas=False
+        ) as host,
+    ):
+        gate.wait_for("msg=ready")
+        assert gate.get() == (200, "ready: 2 records, 4 requests sent\n")
+        assert host.new_builds() == 1
 
 
 @pytest.mark.parametrize(("on_failure", "status", "ended"), [("ready", 200, 0), ("fail", 503, 1)])
