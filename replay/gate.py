@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -121,7 +122,7 @@ class Gate:
             left = max(0.0, deadline - asyncio.get_running_loop().time())
             await asyncio.wait((gone, warm), timeout=left, return_when=asyncio.FIRST_COMPLETED)
             if gone.done():
-                return
+                return gone.result()
             if warm.done():
                 warm.result()
                 self._settle("")
@@ -146,11 +147,14 @@ class Gate:
 
     async def _connect(self) -> Connection | None:
         try:
-            async with asyncio.timeout(_CONNECT):
-                return await asyncio.open_connection(self._options.host, self._options.port)
+            return await self._open_connection()
         except OSError:
             # TimeoutError is one.
             return None
+
+    async def _open_connection(self) -> Connection:
+        async with asyncio.timeout(_CONNECT):
+            return await asyncio.open_connection(self._options.host, self._options.port)
 
     async def _available(self) -> bool:
         """200; and of what is TF Serving's model status, one version AVAILABLE."""
@@ -175,7 +179,7 @@ class Gate:
     async def _gone(self, connection: Connection) -> None:
         """Returns when the server refuses. It holds a connection on which nothing is sent: where that ends the server
         has ended, or closes what is idle; a new one tells. One that does not end is replaced now and then, which tells
-        of a server that vanished, or takes no more."""
+        of a server that listens no more."""
         loop = asyncio.get_running_loop()
         pause = _AGAIN
         while True:
@@ -194,10 +198,21 @@ class Gate:
             else:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, self._options.interval)
-            again = await self._connect()
+            again = await self._again()
             if again is None:
                 return
             connection = again
+
+    async def _again(self) -> Connection | None:
+        """A new connection; None if the server refuses. One that is too busy to accept, or a name that cannot be looked
+        up, is no restart: a gate that closed then would take a server that is merely full out of service."""
+        while True:
+            try:
+                return await self._open_connection()
+            except (TimeoutError, socket.gaierror):
+                await asyncio.sleep(self._options.interval)
+            except OSError:
+                return None
 
     # --- warming ------------------------------------------------------------------------------------------------------
 
