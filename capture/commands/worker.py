@@ -7,6 +7,7 @@ connection stays open for as long as the tap is read; when it breaks, what has a
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import select
@@ -73,6 +74,8 @@ def _keep(path: str, store: str, told: int) -> int:
                     say(logging.INFO, "connected", sidecar=path, pair=handed.pair)
                     said = ""
                     status = work(handed, store=store, stop=[told, link.fileno()])
+                    # What a worker held is in cycles, and with it descriptors: the next one may come at once.
+                    gc.collect()
         except (OSError, NoTap) as error:
             # Once for each reason: a sidecar may be away for hours.
             reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
