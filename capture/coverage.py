@@ -104,9 +104,9 @@ def coverage(
     found.keys_covered = len(covered)
     found.excluded = sorted(refused.values(), key=lambda one: (-one.hits, one.signature.digest))
     found.missing = sorted(missing.values(), key=lambda one: (-one.hits, one.signatures[0].digest))
-    useful = {one.signature for one in found.useless}
+    useless = {one.signature for one in found.useless}
     for one in found.missing:
-        one.explained = explanation(one.signatures[0], [record for record in records if record not in useful])
+        one.explained = explanation(one.signatures[0], [record for record in records if record not in useless])
     return found
 
 

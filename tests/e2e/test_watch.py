@@ -4,6 +4,7 @@ which a small HTTP server stands in that says what the test wants."""
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -60,6 +61,15 @@ def test_a_warm_server_is_quiet_and_an_unseen_signature_is_named(ranking: Path, 
             assert 'line="Predict ranking/serving_default (category, dense, item_ids, user_id) -> ' in suspect
             assert "fetches also: model_version_id" in suspect
             assert "on=ranking/1" in suspect
+            # The same of the file, by the store alone: of three calls two are covered, by one client.
+            judged = capture("coverage", "--warmup", str(copy), "--store", str(place.path), "--saved-model", str(copy))
+            assert judged.returncode == 1, judged
+            assert "fetches also: model_version_id" in judged.stdout
+            assert "not covered: 2 of 3 calls of ranking (66.67 %), 1 of 2 keys" in judged.stdout
+            with closing(place.store()) as stored:
+                blocks = stored.blocks()
+            assert {block.client.partition("-")[0] for block in blocks} == {"grpc"}
+            assert sum(block.calls for block in blocks) == 3
             looking.stop()
             assert len([line for line in looking.lines if "event=miss" in line]) == 1
 
