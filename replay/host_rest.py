@@ -16,8 +16,9 @@ from aiohttp import web
 
 from capture.convert.rest import grpc_request
 from capture.convert.values import UNIMPLEMENTED, ConversionError, document, signature_name
+from capture.dialects.base import Unreadable
 from capture.dialects.rest_scan import scan_predict
-from capture.dialects.tfserving_rest import Target, parse_question, parse_target
+from capture.dialects.tfserving_rest import MAX_GUNZIPPED_BYTES, Target, TFServingRest, parse_question, parse_target
 from replay import rest_answer, tf_protos
 from replay.calls import signature_defs
 from replay.executor import api
@@ -35,7 +36,7 @@ _STATUS: Final = {0: 200, 1: 499, 3: 400, 4: 504, 5: 404, 6: 409, 7: 403, 8: 429
 
 
 class RestHost:
-    """The HTTP side: everything below ``/v1``. Bodies that are gzip are unpacked by aiohttp."""
+    """The HTTP side: everything below ``/v1``. It unpacks bodies itself: aiohttp must hand them over as sent."""
 
     def __init__(self, servable: Servable, ledger: Ledger) -> None:
         self._servable = servable
@@ -66,11 +67,19 @@ class RestHost:
         if target is None:
             code, answer = self._answered(self._question, request.method, path)
         else:
-            body = await request.read()
-            code, answer = await asyncio.get_running_loop().run_in_executor(self._pool, self._call, target, body)
+            coding = request.headers.get("Content-Encoding", "")
+            sent = await request.read()
+            code, answer = await asyncio.get_running_loop().run_in_executor(
+                self._pool, self._call, target, coding, sent
+            )
         return web.Response(status=_STATUS.get(code, 500), body=answer, content_type="application/json")
 
-    def _call(self, target: Target, body: bytes) -> tuple[int, bytes]:
+    def _call(self, target: Target, coding: str, sent: bytes) -> tuple[int, bytes]:
+        try:
+            body = TFServingRest().unpacked(coding, sent, MAX_GUNZIPPED_BYTES)
+        except Unreadable:
+            # The server then reads nothing, and answers for an empty body (evhttp_request.cc: ReadRequestGzipBytes).
+            body = b""
         with self._ledger.request("rest") as opened:
             opened.code, answer = self._answered(self._verbs[target.verb], target, body)
             return opened.code, answer

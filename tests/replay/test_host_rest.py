@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import http.client
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,24 @@ def test_predict(edge_rest: Rest, path: str) -> None:
 def test_gzip(edge_rest: Rest) -> None:
     body = gzip.compress(json.dumps({"inputs": ROWS}).encode())
     assert edge_rest.post("edge:predict", body, **{"Content-Encoding": "gzip"})[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("coding", "body", "status", "phrase"),
+    [
+        ("gzip", b'{"inputs": [[1, 2, 3]]}', 400, "The document is empty"),
+        ("gzip", gzip.compress(b'{"inputs": [[1, 2, 3]]}')[:-9], 400, "The document is empty"),
+        # Only gzip is looked for, and by case.
+        ("deflate", zlib.compress(b'{"inputs": [[1, 2, 3]]}'), 400, "Invalid value."),
+        ("deflate", b'{"inputs": [[1, 2, 3]]}', 200, "outputs"),
+        ("GZIP", b'{"inputs": [[1, 2, 3]]}', 200, "outputs"),
+    ],
+)
+def test_a_coding_that_the_server_does_not_undo(
+    edge_rest: Rest, coding: str, body: bytes, status: int, phrase: str
+) -> None:
+    answered, answer = edge_rest.post("edge:predict", body, **{"Content-Encoding": coding})
+    assert (answered, phrase in json.dumps(answer)) == (status, True)
 
 
 @pytest.mark.parametrize(
