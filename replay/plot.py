@@ -49,7 +49,7 @@ def plot(summary: dict[str, Any], path: Path) -> None:
             text = f" {_time(found['first_ms'])}" + (f", {built} built" if built else "")
             late = bool(built) and name == "warm"
             axes.text(
-                found["first_ms"], place + offset, text, va="center", fontsize=8,
+                max(found["first_ms"], found["steady_ms"] or 0), place + offset, text, va="center", fontsize=8,
                 color=_BUILT if late else "black", fontweight="bold" if late else "normal",
             )  # fmt: skip
             if found["steady_ms"] is not None:
@@ -63,13 +63,13 @@ def plot(summary: dict[str, Any], path: Path) -> None:
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.legend(
+    figure.legend(
         handles=[
             Patch(color=_COLD, label="cold: without the file"),
             Patch(color=_WARM, label="warm: behind the file"),
             Line2D([], [], color="black", lw=1, label="steady"),
         ],
-        loc="lower right", fontsize=8,
+        loc="outside lower right", ncols=3, fontsize=8,
     )  # fmt: skip
     left = len(ran) - len(shown)
     more = f" ({left} more executors are not shown)" if left else ""
