@@ -54,14 +54,14 @@ def batch_sizes(text: str, option: str = "--batch-sizes") -> tuple[int, ...]:
 
 def batch_of(body: bytes, signature: WireSignature, defs: Mapping[str, SignatureDef]) -> int:
     """The rows of a request's batch on a model with these SignatureDefs. Raises Unexpandable."""
-    return _batch(body, signature, _batched(signature, defs))
+    return _batch(body, signature, defs, _batched(signature, defs))
 
 
 def expanded(body: bytes, signature: WireSignature, defs: Mapping[str, SignatureDef], size: int) -> bytes:
     """The request with a batch of ``size`` rows: its own, in turn (2 rows to 8: 0, 1, 0, 1, ...; 8 to 1: row 0). The
     same bytes where it has that many. Raises Unexpandable."""
     names = _batched(signature, defs)
-    batch = _batch(body, signature, names)
+    batch = _batch(body, signature, defs, names)
     if batch == size:
         return body
     # Rows are of one size, nearly: refused before it is made, with a margin for those that are not.
@@ -97,7 +97,7 @@ def _batched(signature: WireSignature, defs: Mapping[str, SignatureDef]) -> froz
     return frozenset(batched)
 
 
-def _batch(body: bytes, signature: WireSignature, names: frozenset[str]) -> int:
+def _batch(body: bytes, signature: WireSignature, defs: Mapping[str, SignatureDef], names: frozenset[str]) -> int:
     reader = READERS.get(signature.method)
     if reader is None:
         raise Unexpandable(f"{signature.method} has no batch")
@@ -111,6 +111,15 @@ def _batch(body: bytes, signature: WireSignature, names: frozenset[str]) -> int:
             if not tensor.shape:
                 rank = "no rank" if tensor.shape is None else "no dimension"
                 raise Unexpandable(f"input {tensor.name} has {rank} in the request, and an open first one in the model")
+            if signature.method == "Predict":
+                # Of another rank its first dimension need not be the model's: a single row that was sent without a
+                # batch runs on many models, and its features are no rows. Examples are rows whatever is declared.
+                declared = defs[signature.signature_name].inputs[tensor.name].shape or ()
+                if len(tensor.shape) != len(declared):
+                    raise Unexpandable(
+                        f"input {tensor.name} has rank {len(tensor.shape)} in the request, {len(declared)} in the"
+                        " model: which dimension is the batch is unknown"
+                    )
             rows[tensor.name] = tensor.shape[0]
     if len(set(rows.values())) != 1:
         said = ", ".join(f"{name} {count}" for name, count in sorted(rows.items()))

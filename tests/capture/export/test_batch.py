@@ -104,6 +104,8 @@ def test_typed_values(values: bytes, expected: bytes) -> None:
         ({"x": ()}, {"x": ()}, "it has no batch"),
         ({"x": (2,)}, {"x": None}, "input x has no rank in the model"),
         ({"x": ()}, {"x": (-1,)}, "input x has no dimension in the request"),
+        ({"x": (2,)}, {"x": (-1, 2)}, "input x has rank 1 in the request, 2 in the model"),
+        ({"x": (2,), "y": (2, 1)}, {"x": (-1,), "y": (-1,)}, "input y has rank 2 in the request, 1 in the model"),
         ({"x": (0,)}, {"x": (-1,)}, "it has 0 rows"),
         ({"z": (2,)}, {"x": (-1,)}, "the model has no input z"),
         ({"x": (3,)}, {"x": (-1,)}, "input x: 8 bytes of content are no 3 rows"),
