@@ -185,6 +185,19 @@ class Counters:
         """Overwrite a gauge that this process owns."""
         self.slots[SLOT[name]] = value
 
+    def settle(self) -> None:
+        """Of all pairs, whose processes have ended: what was relayed and neither read nor counted as lost was sent to a
+        worker that never read it, and is lost."""
+        width = len(TABLE)
+        for base in range(0, len(self._all), width):
+            for side in ("client", "server"):
+                relayed, read, lost = (
+                    base + SLOT[name] for name in (f"{side}_bytes", f"tap_{side}_bytes", f"tap_lost_{side}_bytes")
+                )
+                unread = self._all[relayed] - self._all[read] - self._all[lost]
+                if unread > 0:
+                    self._all[lost] += unread
+
     def snapshot(self) -> dict[str, int]:
         """This pair's counters by name, without the gauges."""
         values = self.slots.tolist()

@@ -216,6 +216,8 @@ class Supervisor:
             for pair in self._pairs:
                 pair.kill()
             await asyncio.gather(*beside, succession, stop, return_exceptions=True)
+        if self._elsewhere is None:
+            self.counters.settle()
         self._say(summary(self.counters.total(), len(self._pairs)))
         log.info("stopped", extra={"fields": {"log_lines_dropped": self._sink.dropped}})
         return status

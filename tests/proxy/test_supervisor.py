@@ -95,7 +95,9 @@ def test_killing_the_worker_fails_no_request_and_capture_resumes(tmp_path: Path,
     with Sidecar("--config", settings_file(tmp_path, model), cwd=tmp_path, module=DOUBLE) as sidecar:
         with Load(sidecar.ready()[0]) as load:
             for start in (1, 2, 3):
+                before = balanced_later(sidecar)
                 load.more()
+                until(lambda before=before: balanced_later(sidecar) > before)  # type: ignore[misc]
                 os.kill(sidecar.pid("worker", start), signal.SIGKILL)
                 load.more()
                 sidecar.pid("worker", start + 1)

@@ -402,8 +402,8 @@ def test_a_flow_that_is_over_keeps_nothing(rig: Rig, sides: tuple[bool, bool]) -
         try:
             with rig.client(relay, sides) as client:
                 client.sendall(b"hello")
-                (flow,) = relay.relay._live
                 until(lambda: relay.count("server_bytes") == 5)
+                (flow,) = relay.relay._live
                 ends = [weakref.ref(side.tls._object) for side in (flow.client, flow.server) if side.tls is not None]
                 assert len(ends) == sum(sides)
                 client.shutdown(socket.SHUT_WR)
