@@ -352,7 +352,12 @@ def test_a_capture_that_does_not_run_is_said_and_the_proxy_serves(tmp_path: Path
 
 
 def test_a_run_without_losses_says_so_at_its_end(tmp_path: Path, model: str) -> None:
-    with Sidecar("--listen", "127.0.0.1:0", "--upstream", model, "--store", "s", cwd=tmp_path) as sidecar:
+    path = tmp_path / "settings.yaml"
+    path.write_text(
+        f"listeners: [{{listen: '127.0.0.1:0', upstream: '{model}'}}]\nrelay: {{drain_delay: 0}}\n"
+        "capture: {shed_lag: 0}\n"
+    )
+    with Sidecar("--config", str(path), cwd=tmp_path) as sidecar:
         (port,) = sidecar.ready()
         sidecar.wait_for("msg=reading")
         with Load(port) as load:

@@ -78,7 +78,8 @@ def started(tmp_path: Path, upstream: str, **more: Any) -> Sidecar:
         "listeners": [{"listen": "127.0.0.1:0", "upstream": upstream}],
         "relay": {"drain_delay": 0},
         "admin": {"listen": "127.0.0.1:0"},
-        "capture": {"store": str(tmp_path / "store.sqlite")},
+        # However long a worker takes to start, it counts every request.
+        "capture": {"store": str(tmp_path / "store.sqlite"), "shed_lag": 0},
     }
     path = tmp_path / "settings.yaml"
     path.write_bytes(msgspec.yaml.encode(plain | more))
