@@ -34,6 +34,7 @@ PURE = (
     "capture/binomial.py",
     "capture/coverage.py",
     "capture/forward.py",
+    "capture/coverage_metrics.py",
     "capture/metadata.py",
     "capture/levels.py",
     "capture/memo.py",
@@ -60,6 +61,7 @@ PURE = (
     "capture/store/base.py",
     "replay/verdict.py",
     "replay/watching.py",
+    "replay/watch_metrics.py",
 )
 IMPURE_MODULES = {
     "asyncio",

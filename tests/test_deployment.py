@@ -20,8 +20,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from capture.__main__ import application
+from capture.coverage_metrics import ROWS as COVERAGE
 from proxy import address, settings
 from proxy.admin.metrics import rows
+from replay.watch_metrics import ROWS as WATCH
 from tests.test_architecture import PACKAGES, ROOT, SOURCES, imports
 
 OURS = ("sidecar", "refresh")
@@ -272,7 +274,8 @@ def test_compose_itself_takes_the_file() -> None:
 
 def test_alert_rules_name_metrics_that_exist() -> None:
     rules = yaml.safe_load((ROOT / "config/prometheus/rules.yaml").read_text())
-    exposed = {row.name for row in rows()}
+    exposed = {row.name for row in (*rows(), *COVERAGE, *WATCH)}
+    documented = (ROOT / "docs/metrics.md").read_text()
     alerts = [rule for group in rules["groups"] for rule in group["rules"]]
     assert len(alerts) > 5
     for rule in alerts:
@@ -280,3 +283,13 @@ def test_alert_rules_name_metrics_that_exist() -> None:
         assert named
         assert {re.sub(r"_(bucket|sum|count)$", "", name) for name in named} <= exposed, rule["alert"]
         assert rule["annotations"]["summary"]
+        assert f"| `{rule['alert']}` |" in documented
+
+
+def test_prometheus_itself_takes_the_rules() -> None:
+    if shutil.which("promtool") is None:
+        pytest.skip("promtool (Debian: prometheus) is not installed")
+    done = subprocess.run(
+        ["promtool", "check", "rules", "config/prometheus/rules.yaml"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

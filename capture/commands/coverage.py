@@ -16,6 +16,7 @@ import typer
 from capture.commands.options import DEFAULT_STORE, DialectOption, SavedModelOption, SharedOption, StoreOption
 from capture.commands.tables import ago, print_table, printable
 from capture.coverage import Coverage, Missing, calls_of, coverage
+from capture.coverage_metrics import failed, judged
 from capture.errors import UserError
 from capture.export.entries import Contents, Severity
 from capture.export.manifest import MANIFEST_NAME, MANIFEST_SUFFIX, own_files
@@ -27,6 +28,7 @@ from capture.metadata import MetadataError, read_metadata
 from capture.savedmodel import read_saved_model
 from capture.signature import ExecutorKey, SignatureDef, WireSignature
 from capture.store.base import Store, StoredSignature, open_store
+from capture.textfile import check_textfile, write_textfile
 
 #: Exit codes: at least the share that was asked for; less; nothing usable to judge.
 COVERED, NOT_COVERED, UNUSABLE = 0, 1, 2
@@ -70,6 +72,12 @@ def coverage_command(
         int, typer.Option("--block-hours", min=1, help="Hours that count as one trial of the bound for each client.")
     ] = BLOCK_HOURS,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    prometheus: Annotated[
+        Path | None,
+        typer.Option(
+            "--prometheus", help="Write metrics of this run too, for the node exporter: DIR/NAME.prom.", metavar="FILE"
+        ),
+    ] = None,
     allow_shared_store: SharedOption = False,
 ) -> None:
     """Say what share of production's calls a warm-up file covers, what is missing, explained, and a bound on what it
@@ -78,11 +86,21 @@ def coverage_command(
     Exit code 0: at least --least is covered. 1: less. 2: nothing usable to judge.
     """
     try:
-        source = open_store(store, allow_shared=allow_shared_store)
+        if prometheus is not None:
+            check_textfile(prometheus)
         try:
-            found = _judge(source, store, warmup, model, model_version, saved_model, dialect, block_hours)
-        finally:
-            source.close()
+            source = open_store(store, allow_shared=allow_shared_store)
+            try:
+                found = _judge(source, store, warmup, model, model_version, saved_model, dialect, block_hours)
+            finally:
+                source.close()
+        except UserError:
+            if prometheus is not None:
+                write_textfile(prometheus, failed(warmup, time.time()))
+            raise
+        if prometheus is not None:
+            judgement = found.coverage, found.bound, least, found.file.since
+            write_textfile(prometheus, judged(warmup, found.model, model_version or "", *judgement, time.time()))
     except UserError as error:
         typer.echo(f"capture: error: {printable(str(error))}", err=True)
         raise typer.Exit(UNUSABLE) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from capture.counters import FLOW_END_REASONS, HISTOGRAMS, TABLE, Counter
 from capture.diagnosis import StoreFacts
+from capture.textfile import Row
 from proxy.sidecar import Sidecar
 
 PREFIX: Final = "warmtap_"
@@ -24,15 +25,6 @@ PREFIX: Final = "warmtap_"
 MAX_MODELS: Final = 50
 _CLOSED: Final = "flows_closed_"
 _MICROSECONDS: Final = 1e6
-
-
-class Row(NamedTuple):
-    """One metric, for docs/metrics.md."""
-
-    name: str
-    kind: str
-    labels: tuple[str, ...]
-    help: str
 
 
 #: What is not in the table of counters.
@@ -169,10 +161,3 @@ def registry(collector: SidecarCollector) -> CollectorRegistry:
     made = CollectorRegistry()
     made.register(collector)
     return made
-
-
-def markdown() -> str:
-    """The table of docs/metrics.md."""
-    lines = ["| metric | type | labels | what it says |", "|---|---|---|---|"]
-    lines += [f"| `{row.name}` | {row.kind} | {', '.join(row.labels) or '-'} | {row.help} |" for row in rows()]
-    return "\n".join(lines) + "\n"

@@ -22,6 +22,7 @@ from replay import credentials
 from replay.addressing import Target, outgoing, read_target
 from replay.client import GrpcSender, HttpSender, Sender
 from replay.gate import Gate, GateOptions, Prepare, serve
+from replay.listen_option import listen_at
 from replay.player import Pace, Player
 from replay.records import Record, read_records
 from replay.report import document, print_report
@@ -161,11 +162,8 @@ def _once(at: Target, pace: Pace, prepare: Prepare, as_json: bool) -> bool:
 
 
 def _gate(listen: str, options: GateOptions, prepare: Prepare) -> bool:
-    host, separator, port = listen.rpartition(":")
-    host = host.strip("[]") if separator else "127.0.0.1"
-    if not host or not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
-        raise UserError(f"--gate {listen}: no address; write PORT or HOST:PORT")
+    host, port = listen_at("--gate", listen)
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter("gate"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    return asyncio.run(serve(Gate(options, prepare), host, int(port)))
+    return asyncio.run(serve(Gate(options, prepare), host, port))

@@ -12,12 +12,15 @@ from typing import Annotated, Final
 from urllib.parse import quote, urlsplit
 
 import typer
+from prometheus_client import CollectorRegistry, start_http_server
 
 from capture.commands.options import DEFAULT_STORE, ModelOption, SharedOption, StoreOption
 from capture.commands.tables import printable
 from capture.errors import UserError
 from capture.logline import value
 from capture.store.base import StoredSignature, open_store
+from replay.listen_option import listen_at
+from replay.watch_metrics import UNREACHABLE, WatchCounts
 from replay.watching import BUILDS, METRICS_PATH, WATCHED, Finding, Scrape, judge, read_counters, read_status, suspects
 
 #: Exit codes of ``--once``: nothing was built for calls; something was; it cannot be told.
@@ -43,6 +46,10 @@ def watch(
     settle: Annotated[
         float, typer.Option("--settle", min=0, help="Seconds until the store has what was called; then it is read.")
     ] = 5.0,
+    listen: Annotated[
+        str,
+        typer.Option(help="Serve metrics of the watch itself to Prometheus here.", metavar="[HOST:]PORT"),
+    ] = "",
     allow_shared_store: SharedOption = False,
 ) -> None:
     """Watch production: the model server's own count of built graphs, and which new signatures it rose with.
@@ -52,24 +59,36 @@ def watch(
     """
     try:
         url = _url(metrics)
+        if once and listen:
+            raise UserError("--listen: is for a watch that goes on; leave out --once")
+        counts = WatchCounts()
+        # What is wrong from the start ends it.
         _read(store, model, allow_shared_store)
+        if listen:
+            _serve(listen, counts)
         before, finding = None, None
         while True:
-            models = _models(store, model, allow_shared_store)
             try:
-                after = _scrape(url, models)
+                after = _scrape(url, _models(_read(store, model, allow_shared_store)))
             except UserError as error:
-                if before is None or once:
+                # Who is watched by Prometheus waits for a server that starts later.
+                if once or (before is None and not listen):
                     raise
-                print(f"event=unreachable msg={value(error)}", flush=True)
+                counts.unreachable()
+                print(f"event={UNREACHABLE} msg={value(error)}", flush=True)
                 time.sleep(interval)
                 continue
             finding = judge(before, after)
+            unnamed = ""
             if finding.kind == "miss":
                 time.sleep(settle)
-                rows = _read(store, model, allow_shared_store)
-                finding = replace(finding, suspects=suspects(finding, rows, time.time()))
-            _tell(finding, once=once)
+                try:
+                    rows = _read(store, model, allow_shared_store)
+                    finding = replace(finding, suspects=suspects(finding, rows, time.time()))
+                except UserError as error:
+                    unnamed = f"{error}"
+            counts.found(finding)
+            _tell(finding, unnamed, once=once)
             if once and before is not None:
                 break
             before = after
@@ -78,6 +97,19 @@ def watch(
         typer.echo(f"capture: error: {printable(str(error))}", err=True)
         raise typer.Exit(UNUSABLE) from None
     raise typer.Exit({"quiet": QUIET, "miss": MISSED}.get(finding.kind, UNUSABLE))
+
+
+def _serve(listen: str, counts: WatchCounts) -> None:
+    """In a thread of its own, until the process ends. Raises UserError."""
+    host, port = listen_at("--listen", listen)
+    registry = CollectorRegistry()
+    registry.register(counts.table())
+    try:
+        server, _ = start_http_server(port, host, registry)
+    except OSError as error:
+        raise UserError(f"--listen {listen}: {error.strerror or error}") from None
+    named = f"[{host}]" if ":" in host else host
+    print(f"listening http://{named}:{server.server_port}/metrics", flush=True)
 
 
 def _url(text: str) -> str:
@@ -95,8 +127,7 @@ def _read(store: str, model: str | None, allow_shared: bool) -> list[StoredSigna
         source.close()
 
 
-def _models(store: str, model: str | None, allow_shared: bool) -> list[str]:
-    rows = _read(store, model, allow_shared)
+def _models(rows: list[StoredSignature]) -> list[str]:
     return list(dict.fromkeys(row.key.owner.model for row in rows if row.key.owner.family == "tfserving"))[:MAX_MODELS]
 
 
@@ -144,15 +175,17 @@ _SAID: Final = {
 }
 
 
-def _tell(finding: Finding, *, once: bool) -> None:
-    """Of a stretch without anything only where it is the last word."""
+def _tell(finding: Finding, unnamed: str, *, once: bool) -> None:
+    """Of a stretch without anything only where it is the last word. ``unnamed``: why a miss has no suspects."""
     if finding.kind == "quiet" and not once:
         return
     fields = {"event": finding.kind, "since": _stamp(finding.since), "until": _stamp(finding.until)}
     fields |= {name.rpartition(":")[2]: str(rise) for name, rise in finding.rises.items()}
     if finding.kind == "miss":
         what = " and ".join(f"{rise} {WATCHED[name]}" for name, rise in finding.rises.items())
-        if finding.suspects:
+        if unnamed:
+            msg = f"{what} while calls waited; for what is unknown: {unnamed}"
+        elif finding.suspects:
             msg = f"{what} while calls waited; first seen then: {len(finding.suspects)} signatures"
         else:
             msg = f"{what} while calls waited; no signature was first seen then: what was called passed unseen"

@@ -4,16 +4,20 @@ which a small HTTP server stands in that says what the test wants."""
 from __future__ import annotations
 
 import threading
+import time
+import urllib.request
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import grpc
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from capture.export.tfrecord import frame, prediction_log
 from capture.store.base import Batch
 from replay import tf_protos
+from replay.watch_metrics import PREFIX, ROWS
 from replay.watching import METRICS_PATH
 from tests.e2e.conftest import Front, front
 from tests.support.processes import Process, capture
@@ -21,7 +25,7 @@ from tests.support.stores import add, filled, signature
 from tests.support.tf_host import HostProcess
 from tests.support.tf_models import private_copy
 from tests.support.tf_requests import predict_request, ranking_inputs, write_warmup
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.server
 
@@ -155,15 +159,56 @@ def test_a_server_that_is_away_for_a_while_is_watched_on(store: Path) -> None:
         server.shutdown()
 
 
+def seen(url: str) -> dict[tuple[str, str], float]:
+    """What Prometheus gets: by metric, without the prefix, and event."""
+    with urllib.request.urlopen(url, timeout=PATIENCE) as response:
+        families = list(text_string_to_metric_families(response.read().decode()))
+    assert {family.name for family in families} == {row.name.removesuffix("_total") for row in ROWS}
+    samples = [sample for family in families for sample in family.samples]
+    return {(one.name.removeprefix(PREFIX), one.labels.get("event", "")): one.value for one in samples}
+
+
+def test_what_prometheus_sees_of_it(store: Path) -> None:
+    # Away at first, then there; two builds and a compilation for calls, then gone for good.
+    text = builds(7) + ":tensorflow:core:xla_compilations{} 1\n"
+    with Saying("", builds(5), text, "") as server:
+        where = f"http://127.0.0.1:{server.server_port}/"
+        looking = Process(
+            "capture", "watch", "--metrics", where, "--store", str(store), "--interval", "0.1", "--settle", "0",
+            "--listen", "0",
+        )  # fmt: skip
+        url = looking.wait_for("listening (http://.*/metrics)")[1]
+        looking.wait_for("^event=miss ")
+        until(lambda: seen(url)["looks_total", "unreachable"] > 1, "a look that finds nobody")
+        told = seen(url)
+        assert (told["builds_total", ""], told["compilations_total", ""], told["suspects_total", ""]) == (2, 1, 0)
+        assert (told["looks_total", "first"], told["looks_total", "miss"], told["up", ""]) == (1, 1, 0)
+        assert 0 < told["read_timestamp_seconds", ""] < time.time()
+        assert looking.stop() == 143
+        server.shutdown()
+
+
 def test_what_cannot_be_watched(store: Path, tmp_path: Path) -> None:
     with Saying("") as server:
         where = f"http://127.0.0.1:{server.server_port}"
-        for metrics, place, text in (
+        for metrics, place, text, *more in (
             (where, store, "HTTP Error 500: Internal Server Error; is this the REST port, and monitoring on"),
             ("ftp://x", store, "--metrics ftp://x: no address; write http://host:port"),
             (where, tmp_path / "none", "no such file"),
+            (where, store, "--listen: is for a watch that goes on; leave out --once", "--listen", "1"),
         ):
-            done = capture("watch", "--metrics", metrics, "--store", str(place), "--once")
+            done = capture("watch", "--metrics", metrics, "--store", str(place), "--once", *more)
+            assert (done.returncode, done.stdout) == (2, "")
+            assert text in done.stderr
+            assert done.stderr.count("\n") == 1
+        server.shutdown()
+
+
+def test_where_it_cannot_listen(store: Path) -> None:
+    with Saying(builds(5)) as server:
+        where = f"127.0.0.1:{server.server_port}"
+        for listen, text in ((where, f"--listen {where}: Address already in use"), ("x:y", "write PORT or HOST:PORT")):
+            done = capture("watch", "--metrics", where, "--store", str(store), "--listen", listen)
             assert (done.returncode, done.stdout) == (2, "")
             assert text in done.stderr
             assert done.stderr.count("\n") == 1

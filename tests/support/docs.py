@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from proxy.admin.metrics import markdown
+from capture.coverage_metrics import ROWS as COVERAGE
+from capture.textfile import markdown
+from proxy.admin.metrics import rows
+from replay.watch_metrics import ROWS as WATCH
 
 DOCS = Path(__file__).parents[2] / "docs"
 BEGIN, END = "<!-- made by `make docs` -->\n", "<!-- end -->\n"
-PARTS = {"metrics.md": markdown}
+#: By page, what stands between its marks, in their order.
+PARTS = {"metrics.md": (rows(), COVERAGE, WATCH)}
 
 
 def made(name: str) -> str:
     """The file as it should be."""
-    text = (DOCS / name).read_text()
-    before, _, rest = text.partition(BEGIN)
-    return before + BEGIN + PARTS[name]() + END + rest.partition(END)[2]
+    before, *parts = (DOCS / name).read_text().split(BEGIN)
+    tables = [markdown(table) for table in PARTS[name]]
+    return before + "".join(
+        BEGIN + table + END + part.partition(END)[2] for table, part in zip(tables, parts, strict=True)
+    )
 
 
 if __name__ == "__main__":

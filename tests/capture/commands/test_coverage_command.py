@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import stat
+import subprocess
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from capture.binomial import clopper_pearson
+from capture.coverage_metrics import PREFIX, ROWS
 from capture.export.tfrecord import frame, prediction_log
 from capture.savedmodel import read_saved_model
 from capture.signature import wire_signature
@@ -206,3 +211,69 @@ def test_what_cannot_be_judged(store: Path, tmp_path: Path, ranking: Path) -> No
         assert done.stderr.startswith("capture: error: ")
         assert text in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+def read_metrics(file: Path) -> dict[str, tuple[dict[str, str], float]]:
+    """The one sample of each metric, by its name without the prefix."""
+    families = list(text_string_to_metric_families(file.read_text()))
+    assert all(len(family.samples) == 1 for family in families)
+    samples = [family.samples[0] for family in families]
+    return {one.name.removeprefix(PREFIX): (one.labels, one.value) for one in samples}
+
+
+def test_metrics_for_the_node_exporter(store: Path, tmp_path: Path) -> None:
+    file, metrics = export(store, tmp_path / "f"), tmp_path / "m.prom"
+    as_of(file, 5.5)
+    begun = time.time()
+    found = judged(store, file, "--least", "0.95", "--model-version", "1", "--prometheus", str(metrics), status=1)
+    assert stat.S_IMODE(metrics.stat().st_mode) == 0o644
+    told = read_metrics(metrics)
+    assert {PREFIX + name for name in told} == {row.name for row in ROWS}
+    of_run, of_file = {"warmup": str(file)}, {"model": "m", "version": "1", "warmup": str(file)}
+    assert told["run_success"] == (of_run, 1)
+    assert told["run_timestamp_seconds"][0] == of_run
+    assert begun <= told["run_timestamp_seconds"][1] <= time.time()
+    figures = {name: value for name, (labels, value) in told.items() if labels == of_file}
+    assert figures.pop("bound_share") == pytest.approx(found["bound"]["share"])
+    assert figures.pop("file_timestamp_seconds") == found["bound"]["since"]
+    assert figures == {
+        "reached": 0,
+        "share": 90 / 96,
+        "least_share": 0.95,
+        "calls": 96,
+        "excluded_calls": 0,
+        "keys": 2,
+        "missing_keys": 1,
+        "bound_blocks": 10,
+        "lost_share": 0.02,
+    }
+    if promtool := shutil.which("promtool"):
+        checked = subprocess.run(
+            [promtool, "check", "metrics"], input=metrics.read_text(), capture_output=True, text=True
+        )
+        assert (checked.returncode, checked.stderr) == (0, "")
+    # A run that cannot judge takes the figures away: an old success would look like one of today.
+    file.write_bytes(b"broken")
+    done = capture("coverage", "--store", str(store), "--warmup", str(file), "--prometheus", str(metrics))
+    assert done.returncode == 2
+    told = read_metrics(metrics)
+    assert set(told) == {"run_success", "run_timestamp_seconds"}
+    assert told["run_success"] == (of_run, 0)
+    assert [one.name for one in tmp_path.iterdir() if one.name.startswith(".m.prom")] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("m.txt", "m.txt: the node exporter reads only files that end in .prom"),
+        ("none/m.prom", "none is no directory"),
+        ("d.prom", "d.prom: Is a directory"),
+    ],
+)
+def test_metrics_that_nobody_could_read(store: Path, tmp_path: Path, name: str, text: str) -> None:
+    file = export(store, tmp_path / "f")
+    (tmp_path / "d.prom").mkdir()
+    done = capture("coverage", "--store", str(store), "--warmup", str(file), "--prometheus", str(tmp_path / name))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert text in done.stderr
+    assert done.stderr.count("\n") == 1
