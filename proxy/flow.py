@@ -325,10 +325,10 @@ class Flow:
     @property
     def answered(self) -> bool:
         """Whether nobody seems to wait: the server has said enough for an answer since the client last spoke, or the
-        client never did. Not while one side has ended."""
-        if self.reason or self.client.eof or self.server.eof or self._connecting:
+        client never did. Not while one side has ended, nor in a TLS handshake."""
+        tapped, tls = self.tapped, self.client.tls
+        if self.reason or self.client.eof or self.server.eof or self._connecting or (tls is not None and tls.shaking):
             return False
-        tapped = self.tapped
         return not tapped.client_offset or tapped.server_offset - tapped.server_before > ANSWER_BYTES
 
     def drained(self) -> None:

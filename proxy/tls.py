@@ -28,41 +28,56 @@ if TYPE_CHECKING:
 
 #: Bytes given to OpenSSL at once. Its buffers grow with what they are given, and shrink only with the connection.
 _PIECE_BYTES: Final = 32 << 10
-#: Plaintext handed over at once: of a piece, and of a record (16 KB) that it completes.
-_PLAIN_BYTES: Final = 64 << 10
-#: Where it is put together. One for all: nothing is awaited while it is in use.
-_PLAIN: Final = memoryview(bytearray(_PLAIN_BYTES))
+#: Plaintext of one record at most (RFC 8446, section 5.1), and so of one read.
+_RECORD_BYTES: Final = 16 << 10
+#: Bytes in a row from a peer that carry nothing for the other end: requests to renegotiate, key updates. Enough for any
+#: handshake (OpenSSL takes chains of certificates up to 100 KB), and too few to keep a core busy.
+_BARREN_BYTES: Final = 128 << 10
+#: Bytes that wait for a peer which makes TLS itself answer and does not read. Beyond what a slow reader of answers
+#: leaves: then the other end is paused.
+_UNREAD_BYTES: Final = 1 << 20
 
 
 class TlsEnd(asyncio.Protocol):
     """Made by :meth:`to_client` or :meth:`to_server`."""
 
-    __slots__ = ("_ended", "_fin", "_heard", "_incoming", "_object", "_outgoing", "_raw", "_ready", "_secured", "_side")
+    __slots__ = (
+        "_barren",
+        "_context",
+        "_ended",
+        "_fin",
+        "_heard",
+        "_incoming",
+        "_object",
+        "_outgoing",
+        "_raw",
+        "_ready",
+        "_secured",
+        "_side",
+    )
 
     _raw: Transport
+    _object: ssl.SSLObject
 
     def __init__(
-        self,
-        side: ClientSide | ServerSide,
-        context: ssl.SSLContext,
-        server_name: str | None,
-        ready: asyncio.Future[None] | None,
+        self, side: ClientSide | ServerSide, context: ssl.SSLContext, ready: asyncio.Future[None] | None
     ) -> None:
         self._side = side
+        self._context = context
         self._ready = ready
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._object = context.wrap_bio(
-            self._incoming, self._outgoing, server_side=ready is None, server_hostname=server_name
-        )
-        #: Anything came from the peer; the handshake is complete; the peer sent close_notify; FIN went out to it.
+        #: Bytes from the peer since the last that were for the other end.
+        self._barren = 0
+        #: Anything came from the peer; the handshake is complete; the peer says no more (close_notify, or it failed);
+        #: FIN went out to it.
         self._heard = self._secured = self._ended = self._fin = False
         side.tls = self
 
     @classmethod
     def to_client(cls, side: ClientSide, context: ssl.SSLContext) -> TlsEnd:
         """The server's part, on an accepted connection."""
-        return cls(side, context, None, None)
+        return cls(side, context, None)
 
     @classmethod
     def to_server(
@@ -70,12 +85,19 @@ class TlsEnd(asyncio.Protocol):
     ) -> TlsEnd:
         """The client's part. ``ready`` is done with the handshake: ssl.SSLError where it failed. Raises ValueError for
         a name that none can be."""
-        return cls(side, context, server_name, ready)
+        end = cls(side, context, ready)
+        end._object = context.wrap_bio(end._incoming, end._outgoing, server_hostname=server_name)
+        return end
 
     @property
     def protocol(self) -> str:
         """What was negotiated (ALPN); empty for nothing."""
         return self._object.selected_alpn_protocol() or ""
+
+    @property
+    def shaking(self) -> bool:
+        """The peer has begun its handshake, and it is not complete: somebody waits."""
+        return self._heard and not self._secured
 
     # -- the handshake
 
@@ -85,6 +107,9 @@ class TlsEnd(asyncio.Protocol):
         side.transport = self
         if self._ready is None:
             side.flow.accepted(self, tls=True)
+            # Not for a connection over the limit: OpenSSL's part takes longer than all else of accepting it.
+            if not side.flow.reason:
+                self._object = self._context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         elif side.flow.reason:
             side.reset()
         else:
@@ -110,6 +135,7 @@ class TlsEnd(asyncio.Protocol):
 
     def _fail(self, error: ssl.SSLError) -> None:
         """The handshake failed, or a record; the alert for the peer is on its way."""
+        self._ended = True
         if self._ready is None or self._secured:
             self._side.flow.tls_failed(self._side)
         elif not self._ready.done():
@@ -128,35 +154,48 @@ class TlsEnd(asyncio.Protocol):
             return  # nothing may follow a close_notify, and nobody would take it out again
         self._heard = True
         self._incoming.write(data)
+        self._barren += len(data)
         if not self._secured:
             self._shake()
-            if not self._secured:
-                return
-        while plain := self._decrypt():
-            self._side.data_received(plain)
-        # What TLS itself has to say: tickets, key updates.
-        self._flush()
+        if self._secured:
+            self._decrypt()
+        # Of this neither the limit of the flow's buffers nor a deadline knows.
+        if self._barren > _BARREN_BYTES and not self._ended:
+            self._fail(ssl.SSLError("much that says nothing"))
+        if self._outgoing.pending:
+            # What TLS itself has to say: tickets, key updates, that it does not renegotiate.
+            self._flush()
+            if self._raw.get_write_buffer_size() > _UNREAD_BYTES and not self._ended:
+                self._fail(ssl.SSLError("a peer that makes answers and reads none"))
 
-    def _decrypt(self) -> bytes:
-        """Plaintext that is there, up to some 64 KB; b"" for none. Tells the side of its end."""
-        read, size = self._object.read, 0
+    def _decrypt(self) -> None:
+        """Hand over the plaintext that is there, of a piece at most and a record that it completes, and the end."""
+        read, incoming = self._object.read, self._incoming
+        plain: list[bytes] = []
+        failed: ssl.SSLError | None = None
         try:
-            while size < _PLAIN_BYTES and not self._ended:
-                count = cast(int, read(_PLAIN_BYTES - size, cast(bytearray, _PLAIN[size:])))
-                size += count
-                self._ended = not count
+            while data := read(_RECORD_BYTES):
+                plain.append(data)
+                # OpenSSL takes no more from the BIO than the record that it reads: where nothing is left there is no
+                # other. Asking would cost an exception, as much as the decryption of 10 KB.
+                if not incoming.pending and len(data) < _RECORD_BYTES:
+                    break
+            else:
+                self._ended = True
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:
             self._ended = True
         except ssl.SSLError as error:
-            # What came before it goes first; the same error comes again at the next look.
-            if not size:
-                self._flush()
-                self._fail(error)
-        if self._ended and not size and not self._side.eof:
+            failed = error
+        if plain:
+            self._barren = 0
+            self._side.data_received(plain[0] if len(plain) == 1 else b"".join(plain))
+        if failed is not None:
+            self._flush()
+            self._fail(failed)
+        elif self._ended and not self._side.eof:
             self._side.eof_received()
-        return bytes(_PLAIN[:size])
 
     def eof_received(self) -> bool:
         if not self._heard and self._ready is None:
@@ -248,7 +287,7 @@ class TlsEnd(asyncio.Protocol):
         for chunk in chunks:
             self._incoming.write(chunk)
         try:
-            while data := self._object.read(_PLAIN_BYTES):
+            while data := self._object.read(_RECORD_BYTES):
                 found.append(data)
             self._ended = True
         except ssl.SSLZeroReturnError:  # the same, where we sent a close_notify before

@@ -24,6 +24,7 @@ from tests.bench import cpu, load
 from tests.bench.contenders import Contender, Ports, aiohttp_proxy, nginx, origin, warmtap
 from tests.bench.report import Measured, summarise, table, verdict
 from tests.support import calls
+from tests.support.certificates import Authority
 
 TOOLS: Final = {"wrk": "wrk", "h2load": "nghttp2-client", "nginx": "nginx", "taskset": "util-linux"}
 BODY_BYTES: Final = 10_240
@@ -51,9 +52,9 @@ def scenarios(scratch: Path, seconds: float, core: int) -> dict[str, tuple[str, 
     call = payload(lambda size: calls.predict({"x": (1, (size // 4,))}, fill=bytes(size)))
     message.write_bytes(b"\0" + len(call).to_bytes(4, "big") + call)
 
-    def post(rate: float) -> Run:
+    def post(rate: float, scheme: str = "http") -> Run:
         return lambda contender: load.http(
-            f"http://127.0.0.1:{contender.ports.http}{PATH}",
+            f"{scheme}://127.0.0.1:{getattr(contender.ports, scheme)}{PATH}",
             body,
             connections=CONNECTIONS,
             rate=rate,
@@ -77,6 +78,8 @@ def scenarios(scratch: Path, seconds: float, core: int) -> dict[str, tuple[str, 
         f"10 KB POST, {RATE:.0f}/s": ("http", post(RATE)),
         f"10 KB gRPC Predict, {RATE:.0f}/s": ("grpc", unary),
         "10 KB POST, as fast as it goes": ("http", post(0.0)),
+        f"10 KB POST over TLS, {RATE:.0f}/s": ("https", post(RATE, "https")),
+        "10 KB POST over TLS, as fast as it goes": ("https", post(0.0, "https")),
     }
 
 
@@ -98,15 +101,16 @@ def bench(rounds: int, seconds: float, scratch: Path) -> list[Measured]:
     """All scenarios. The order of the contenders changes from round to round."""
     theirs, ours = (0, 1) if (os.cpu_count() or 1) > 1 else (0, 0)
     answer = calls.predict_response(7, "m")
+    own = Authority(scratch).issue("proxy")
     measured: list[Measured] = []
     with contextlib.ExitStack() as stack:
         to: Ports = stack.enter_context(
             origin(scratch, length_delimited(1, b""), b"\0" + len(answer).to_bytes(4, "big") + answer, ours)
         )
         contenders = [
-            stack.enter_context(nginx(scratch, to)),
-            stack.enter_context(warmtap(scratch, to, captures=False)),
-            stack.enter_context(warmtap(scratch, to, captures=True)),
+            stack.enter_context(nginx(scratch, to, own)),
+            stack.enter_context(warmtap(scratch, to, own, captures=False)),
+            stack.enter_context(warmtap(scratch, to, own, captures=True)),
             stack.enter_context(aiohttp_proxy(to)),
         ]
         for contender in contenders:

@@ -1,6 +1,7 @@
 """Who is measured, and the model server behind them all.
 
-Each contender listens on two ports, one for HTTP/1.1 and one for gRPC where it speaks that, and forwards to the origin.
+Each contender listens for HTTP/1.1, and for gRPC and for HTTP/1.1 over TLS where it speaks that, and forwards to the
+origin, which speaks no TLS.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from capture.counters import LOSSES, Counters
 from tests.bench import cpu
+from tests.support.certificates import Issued
 from tests.support.net_sidecar import Sidecar, wait_gone
 from tests.support.waiting import until
 
@@ -65,16 +69,20 @@ _PROXY_PASS = """
     location / {{ proxy_pass http://http_origin; proxy_http_version 1.1; proxy_set_header Connection ""; }} }}
   server {{ listen 127.0.0.1:{listen_grpc} http2 backlog=4096;
     location / {{ grpc_pass grpc://grpc_origin; }} }}
+  server {{ listen 127.0.0.1:{listen_https} ssl backlog=4096;
+    ssl_certificate {certificate}; ssl_certificate_key {key}; ssl_protocols TLSv1.2 TLSv1.3;
+    location / {{ proxy_pass http://http_origin; proxy_http_version 1.1; proxy_set_header Connection ""; }} }}
 """
 #: Seconds for a process to answer and to end.
 PATIENCE = 30.0
 
 
 class Ports(NamedTuple):
-    """Where to send HTTP/1.1 and gRPC; 0 where the contender does not speak it."""
+    """Where to send HTTP/1.1, gRPC, and HTTP/1.1 over TLS; 0 where the contender does not speak it."""
 
     http: int
     grpc: int
+    https: int = 0
 
 
 class Contender:
@@ -195,10 +203,11 @@ def origin(scratch: Path, http_answer: bytes, grpc_answer: bytes, core: int) -> 
 
 
 @contextlib.contextmanager
-def nginx(scratch: Path, to: Ports) -> Iterator[Contender]:
+def nginx(scratch: Path, to: Ports, own: Issued) -> Iterator[Contender]:
     """``proxy_pass`` and ``grpc_pass``, connections kept."""
-    ports = Ports(free_port(), free_port())
-    body = _PROXY_PASS.format(**to._asdict(), listen_http=ports.http, listen_grpc=ports.grpc)
+    ports = Ports(free_port(), free_port(), free_port())
+    listen = {f"listen_{name}": port for name, port in ports._asdict().items()}
+    body = _PROXY_PASS.format(**to._asdict(), **listen, **own._asdict())
     with _nginx("nginx", scratch, body, ports) as pids:
         yield Contender("nginx", ports, pids)
 
@@ -213,11 +222,13 @@ def aiohttp_proxy(to: Ports) -> Iterator[Contender]:
 
 
 @contextlib.contextmanager
-def warmtap(scratch: Path, to: Ports, *, captures: bool) -> Iterator[Contender]:
+def warmtap(scratch: Path, to: Ports, own: Issued, *, captures: bool) -> Iterator[Contender]:
     """The sidecar as people run it."""
     name = "relay + worker" if captures else "relay alone"
     home = scratch / name.replace(" ", "-")
     home.mkdir(mode=0o700)
-    listeners = [part for port in to for part in ("--listen", "127.0.0.1:0", "--upstream", f"127.0.0.1:{port}")]
-    with Sidecar(*listeners, cwd=home) as sidecar:
+    http, grpc = ({"listen": "127.0.0.1:0", "upstream": f"127.0.0.1:{port}"} for port in (to.http, to.grpc))
+    settings = {"listeners": [http, grpc, {**http, "tls": own._asdict()}]}
+    (home / "settings.yaml").write_bytes(msgspec.yaml.encode(settings))
+    with Sidecar("--config", "settings.yaml", cwd=home) as sidecar:
         yield Warmtap(name, sidecar, captures=captures)
