@@ -7,7 +7,7 @@ JS := tests/clients/js
 BIN := $(VENV)/bin
 PIP_QUIET := --quiet --disable-pip-version-check
 
-.PHONY: help setup demo bench faults soak fuzz properties test unit lint types check schema docs requirements clean
+.PHONY: help setup demo bench faults soak fuzz properties images test unit lint types check schema docs requirements clean
 
 help:
 	@echo "make demo    set up, then the main job on real input; results in demo-out/"
@@ -19,6 +19,7 @@ help:
 	@echo "make soak    ten minutes of traffic (SOAK=600), memory by process; faults-out/soak.json"
 	@echo "make properties  the property tests with many more, random examples: some minutes"
 	@echo "make fuzz    coverage-guided fuzzing of observers and dialects, SECONDS=60 for each target"
+	@echo "make images  what the Dockerfile runs, without an engine, and the sidecar out of it; 1 GB, minutes"
 	@echo "make check   lint and types"
 	@echo "make docs    the tables in docs/ that are made from the code"
 	@echo "make schema  regenerate capture/schema/descriptors.binpb"
@@ -82,6 +83,15 @@ soak: setup
 
 properties: setup
 	HYPOTHESIS_PROFILE=large $(BIN)/python -m pytest -m "hypothesis and not server"
+
+# As root the sidecar is run out of its image as a container would: another user, everything else read-only.
+images: setup
+	@dir=$$(mktemp -d) && chmod 755 $$dir && trap "rm -rf $$dir" EXIT && \
+	  python=$$($(BIN)/python -m tests.support.image refresh $$dir/refresh) && \
+	  $$python -P -m capture verify --help >/dev/null && du -sh $$dir/refresh/opt/warmtap && \
+	  python=$$($(BIN)/python -m tests.support.image sidecar $$dir/sidecar) && \
+	  du -sh $$dir/sidecar/opt/warmtap && \
+	  IMAGE_PYTHON=$$python $(BIN)/python -m pytest tests/proxy/test_confined.py
 
 unit: setup
 	$(BIN)/python -m pytest -m "not server"

@@ -1,5 +1,6 @@
 """``capture`` as a container of docker-compose.yml runs it: another user without capabilities, and a root file system
-that is read-only but for one directory. ``python -m tests.support.confined DIRECTORY USER WORDS...``; needs root."""
+that is read-only but for one directory. ``python -m tests.support.confined DIRECTORY USER WORDS...``; needs root. The
+program is this repository's, or that of the interpreter that IMAGE_PYTHON names (``make images``)."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ def main() -> None:
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS):
         sys.exit(f"unshare: {os.strerror(ctypes.get_errno())}")
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)
-    open_up({Path(one).resolve() for one in (sys.base_prefix, sys.prefix, msgspec.__path__[0], ROOT)})
+    program = os.environ.get("IMAGE_PYTHON")
+    needed = (sys.base_prefix, sys.prefix, msgspec.__path__[0], ROOT) if program is None else (sys.base_prefix,)
+    open_up({Path(one).resolve() for one in needed})
     subprocess.run(["mount", "--bind", directory, directory], check=True)
     for line in Path("/proc/self/mounts").read_text().splitlines():
         mounted = line.split()[1]
@@ -50,7 +53,11 @@ def main() -> None:
             subprocess.run(["mount", "-o", "remount,bind,ro", mounted], check=mounted == "/", stderr=subprocess.DEVNULL)
     os.chdir(directory)
     command = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
-    command += ["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", sys.executable, "-m", "capture", *words]
+    command += ["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", program or sys.executable]
+    if program is not None:
+        command.append("-P")
+        os.environ.pop("PYTHONPATH", None)
+    command += ["-m", "capture", *words]
     os.execvp(command[0], command)
 
 
