@@ -37,7 +37,7 @@ from capture.pipeline import Pipeline
 from capture.rule_files import capture_rules
 from capture.shedding import shed_share
 from capture.status_board import StatusBoard
-from capture.store.base import Store, StoreError, open_store
+from capture.store.base import Bounds, Store, StoreError, open_store, shown_store
 from capture.store_writer import StoreWriter
 from capture.tap import Frame, TapError, TapReader
 from capture.worker_memory import (
@@ -125,6 +125,7 @@ class Worker:
         if board is not None:
             self._pipeline.attribution.begin(board.asked())
         self._writer = StoreWriter(store, counters)
+        self._bounds = _bounds(config) if store.shared else None
         self._flushed_at = 0.0
         self._expired_at = time.monotonic()
         self._gauged_at = 0.0
@@ -146,7 +147,7 @@ class Worker:
         stop_at = 0.0
         # First: who hears the line may stop this process at once, and must find it ready.
         self._counters.add("worker_ready")
-        say(logging.INFO, "reading", store=self._config.store)
+        say(logging.INFO, "reading", store=shown_store(self._config.store))
         self._flush()
         while not self._full:
             waiting = self._dirty or not self._writer.idle.is_set() or self._writer.error is not None
@@ -194,7 +195,7 @@ class Worker:
         self._flush()
         if not self._writer.stop(WORKER_CLOSE_SECONDS):
             cause = {} if self._writer.error is None else {"error": self._writer.error}
-            say(logging.ERROR, "store not written", store=self._config.store, **cause)
+            say(logging.ERROR, "store not written", store=shown_store(self._config.store), **cause)
             status = UNUSABLE
         for gauge in ("worker_lag_us", "worker_memory_bytes", "worker_open_flows", "worker_open_bytes"):
             self._counters.put(gauge, 0)
@@ -262,7 +263,9 @@ class Worker:
     def _flush(self) -> None:
         self._flushed_at = time.monotonic()
         self._dirty = False
-        self._writer.write(self._pipeline.take())
+        batch = self._pipeline.take()
+        batch.bounds = self._bounds
+        self._writer.write(batch)
         if settle(self._pipeline.attribution, self._admission, self._pipeline.batch, time.monotonic()):
             self._dirty = True
 
@@ -272,6 +275,19 @@ class Worker:
             self._pipeline.batch.forget_before = now - self._config.retention
             self._admission.forget(now - self._config.retention)
         self._dirty = True
+
+
+def _bounds(config: WorkerConfig) -> Bounds:
+    limits = config.limits
+    return Bounds(
+        limits.signatures_per_version,
+        limits.new_signatures_per_hour,
+        limits.store_bytes,
+        limits.held_out_requests,
+        limits.held_out_bytes,
+        limits.held_out_seconds,
+        config.refresh_after,
+    )
 
 
 _RELAYED: Final = (SLOT["client_bytes"], SLOT["server_bytes"])

@@ -59,6 +59,8 @@ PURE = (
     "capture/export/select.py",
     "capture/export/manifest.py",
     "capture/store/base.py",
+    "capture/store/redis_parts.py",
+    "capture/store/redis_url.py",
     "replay/verdict.py",
     "replay/watching.py",
     "replay/watch_metrics.py",
@@ -72,13 +74,14 @@ IMPURE_MODULES = {
     "threading",
     "subprocess",
     "sqlite3",
+    "redis",
     "secrets",
     "signal",
 }
 #: Modules that may name one impure thing, and why.
 PURE_EXCEPTIONS = {
     # open_store is the one place that knows the kinds of store; it loads them when it is called.
-    "capture/store/base.py": {"capture.store.sqlite"},
+    "capture/store/base.py": {"capture.store.sqlite", "capture.store.redis_store"},
 }
 #: The relay is on the path: of capture it may load only this.
 RELAY = ("proxy/relay.py", "proxy/flow.py", "proxy/sides.py", "proxy/upstream.py", "proxy/address.py")

@@ -6,6 +6,7 @@ A store never decides: ``admission.py`` does, and hands over a :class:`Batch`, w
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -30,6 +31,9 @@ MAX_METADATA = 500
 HOUR: Final = 3600.0
 #: Counters that are kept by the hour: the losses, and what they are a share of.
 COUNTED: Final = (*LOSSES, "requests_proven", "requests_unproven", "tap_client_bytes", "flows_opened")
+
+#: Schemes of URLs that mean a server.
+SERVERS: Final = ("redis", "rediss", "redis+cluster", "rediss+cluster", "unix")
 
 #: The model version where the server did not tell it. A normal source, never dropped.
 UNKNOWN_VERSION = "unknown"
@@ -132,6 +136,43 @@ class Move:
     released: dict[str, tuple[float | None, bool]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a store holds at most, where many write it and none of them knows what all of them store: the store itself
+    then evicts, draws and expires, and what one writer decided of that (``evicted``, ``released``) is not asked.
+    Names as in :class:`capture.config.Limits`, ``refresh_after`` as in :class:`capture.config.WorkerConfig`."""
+
+    signatures_per_version: int
+    new_signatures_per_hour: int
+    store_bytes: int
+    held_out_requests: int
+    held_out_bytes: int
+    held_out_seconds: float
+    refresh_after: float
+
+
+class SampleTold(NamedTuple):
+    """The sample that a store has in place of one that came later; ``at`` is None where it has none."""
+
+    at: float | None
+    size: int
+    shapes: str
+    outcome: str
+
+
+@dataclass(slots=True)
+class Told:
+    """What a store that others write too says of a batch: samples that it did not take, with those that it has;
+    held-out requests that it did not take; signatures that it evicted or turned away (with their calls); and below
+    which draw a request enters the reservoir of a model version."""
+
+    samples: dict[RecordKey, SampleTold] = field(default_factory=dict)
+    refused: dict[str, RecordKey] = field(default_factory=dict)
+    evicted: list[RecordKey] = field(default_factory=list)
+    turned_away: dict[RecordKey, int] = field(default_factory=dict)
+    cuts: dict[ModelVersion, float] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class Batch:
     """Everything that changed, applied as one transaction: moves first, each with its evictions; later evictions come
@@ -156,6 +197,8 @@ class Batch:
     updated_at: float = 0.0
     #: Delete signatures last seen before this time; 0 deletes nothing.
     forget_before: float = 0.0
+    #: Set for a store that others write too: see :class:`Bounds`.
+    bounds: Bounds | None = None
 
     @property
     def payload_bytes(self) -> int:
@@ -214,8 +257,13 @@ class StoredBlock(NamedTuple):
 class Store(Protocol):
     """A place for records. Every method raises StoreError when the store does not answer."""
 
-    def apply(self, batch: Batch) -> None:
-        """Write a batch: all of it or nothing. Raises StoreGone where nobody would find what is written."""
+    #: Many sidecars write it: it needs ``Batch.bounds``, and has something to tell of each batch.
+    shared: bool
+
+    def apply(self, batch: Batch) -> Told | None:
+        """Write a batch: all of it or nothing (a shared store: of each model version all or nothing, and what is
+        written is not written again when the same batch comes again after an error). Raises StoreGone where nobody
+        would find what is written."""
 
     def signatures(self, model: str | None = None) -> list[StoredSignature]:
         """All signatures, most hits first; of one model if given."""
@@ -268,18 +316,36 @@ def count_sender(
     blocks[block if block in blocks or len(blocks) < MAX_BLOCKS else (block[0], OTHER)] += times
 
 
+def shown_store(url: str) -> str:
+    """``url`` without its password, for eyes and logs."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url
+    # The last @, wherever it is: a password that was not quoted must not show either.
+    userinfo, at, host = rest.rpartition("@")
+    user, colon, _ = userinfo.partition(":")
+    return f"{scheme}://{user}{':***' if colon else ''}{at}{host}"
+
+
 def store_path(url: str) -> Path:
     """The file that ``url`` means: a path, or ``sqlite:PATH``."""
     scheme, separator, rest = url.partition(":")
     return Path(rest if separator and scheme == "sqlite" else url)
 
 
-def open_store(url: str, *, create: bool = False, allow_shared: bool = False) -> Store:
-    """The store at ``url``: a path or ``sqlite:PATH``. Without ``create`` it must exist. One that others than its owner
-    may read or write is refused unless ``allow_shared``. Raises StoreError."""
-    scheme, separator, _ = url.partition(":")
-    if separator and scheme in ("redis", "rediss", "redis+cluster"):
-        raise StoreError(f"store {scheme}://...: this version of warmtap keeps its store in SQLite only; give a path")
+def open_store(url: str, *, create: bool = False, allow_shared: bool = False, allow_plaintext: bool = False) -> Store:
+    """The store at ``url``: a path, ``sqlite:PATH``, or a server (:mod:`capture.store.redis_url`). Without ``create``
+    it must exist. A file that others than its owner may read or write is refused unless ``allow_shared``; a server on
+    another machine without TLS unless ``allow_plaintext``. Raises StoreError."""
+    scheme, separator, _ = url.partition("://")
+    if separator:
+        if scheme not in SERVERS:
+            near = difflib.get_close_matches(scheme, SERVERS, 1)
+            hint = f"did you mean {near[0]}://?" if near else f"known are {', '.join(SERVERS)}, or a path"
+            raise StoreError(f"store {shown_store(url)}: unknown kind {scheme!r}; {hint}")
+        from capture.store.redis_store import RedisStore
+
+        return RedisStore.open(url, create=create, allow_plaintext=allow_plaintext)
     from capture.store.sqlite import SqliteStore
 
     return SqliteStore.open(store_path(url), create=create, allow_shared=allow_shared)

@@ -46,6 +46,8 @@ _SAMPLE_COLUMNS: Final = "size, shapes, outcome, captured_at, path, headers, wir
 class SqliteStore:
     """See :class:`capture.store.base.Store`. One instance belongs to one thread at a time."""
 
+    shared = False
+
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self._db = connection

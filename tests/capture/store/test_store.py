@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from capture.store.base import MAX_SENDERS, MAX_SHAPES, OTHER, Batch, HeldOut, Store, StoreError, open_store
+from capture.store.base import MAX_SENDERS, MAX_SHAPES, OTHER, Batch, HeldOut, Store, open_store
 from tests.support.stores import NOW, add, body_of, held_out, key_of, sample, signature
 
 ONE, TWO = signature(["a"]), signature(["b", "b"])
@@ -265,10 +265,3 @@ def test_the_sample_of_a_real_request_is_what_was_stored(store: Store) -> None:
     assert found is not None
     assert found.body == body_of(ONE)
     assert found.size == len(found.body)
-
-
-def test_redis_is_named_as_not_there_yet() -> None:
-    with pytest.raises(
-        StoreError, match=r"^store redis://\.\.\.: this version of warmtap keeps its store in SQLite only"
-    ):
-        open_store("redis://:password@host/0")

@@ -1,0 +1,72 @@
+-- What belongs to no model version: refusals, what was ignored, the counters of a run, the list of model versions.
+-- KEYS[1] is a hash: format, forgotten, folded.
+if already(message.writer, message.number, message.keep) then
+  return pack({ again = true })
+end
+local OWNERS, SIZES, RUNS, SEEN, COUNTED = base .. ':owners', base .. ':sizes', base .. ':runs', base .. ':seen', base .. ':counted'
+
+local function add(key, fields, most, rest)
+  for _, one in ipairs(fields) do
+    local field = one[1]
+    if call('HLEN', key) >= most and call('HEXISTS', key, field) == 0 then field = one[3] or rest end
+    call('HINCRBY', key, field, one[2])
+  end
+end
+add(base .. ':refusals', message.refusals, message.most, message.other)
+add(base .. ':ignored', message.ignored, message.most, message.other)
+
+for _, one in ipairs(message.owners) do
+  call('ZADD', OWNERS, 'GT', string.format('%.17g', one[2]), one[1])
+  if one[3] then call('HSET', SIZES, one[1], string.format('%.0f', one[3])) end
+end
+
+local function add_all(to, more)
+  for name, value in pairs(more) do to[name] = (to[name] or 0) + value end
+end
+if message.run then
+  local text = call('HGET', RUNS, message.run)
+  local known = text and unpacked(text) or {}
+  local hour = string.format('%.0f', math.floor(message.at / 3600))
+  for _, name in ipairs(message.counted) do
+    local grown = (message.counters[name] or 0) - (known[name] or 0)
+    if grown > 0 then call('HINCRBY', COUNTED, hour .. '/' .. name, string.format('%.0f', grown)) end
+  end
+  call('HSET', RUNS, message.run, pack(message.counters))
+  call('ZADD', SEEN, string.format('%.17g', message.at), message.run)
+  -- Runs that ended long ago are one sum.
+  local old = call('ZRANGEBYSCORE', SEEN, '-inf', string.format('%.17g', message.at - message.run_seconds), 'LIMIT', 0, 10)
+  if #old > 0 then
+    local sum = call('HGET', base, 'folded')
+    sum = sum and unpacked(sum) or {}
+    for _, run in ipairs(old) do
+      local gone = call('HGET', RUNS, run)
+      if gone then add_all(sum, unpacked(gone)) end
+      call('HDEL', RUNS, run)
+      call('ZREM', SEEN, run)
+    end
+    call('HSET', base, 'folded', pack(sum))
+  end
+end
+
+if call('HLEN', COUNTED) > message.max_counted then
+  local hours = {}
+  local fields = call('HKEYS', COUNTED)
+  for _, field in ipairs(fields) do hours[#hours + 1] = tonumber(string.match(field, '^(%d+)/')) end
+  table.sort(hours)
+  local first = hours[math.floor(#hours / 10) + 1]
+  for _, field in ipairs(fields) do
+    if tonumber(string.match(field, '^(%d+)/')) < first then call('HDEL', COUNTED, field) end
+  end
+end
+
+local told = { bytes = 0, forget = false }
+if message.forget_before > 0 then
+  local last = tonumber(call('HGET', base, 'forgotten') or 0)
+  -- One of many writers does it.
+  if message.forget_before - last >= message.forget_every then
+    call('HSET', base, 'forgotten', string.format('%.17g', message.forget_before))
+    told.forget = true
+  end
+end
+for _, bytes in ipairs(call('HVALS', SIZES)) do told.bytes = told.bytes + tonumber(bytes) end
+return pack(told)
