@@ -5,6 +5,8 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass, field
 
+import msgspec
+
 from capture.levels import split
 from capture.store.base import RecordKey
 
@@ -45,8 +47,7 @@ class Held:
     for_signature: bool
 
 
-@dataclass(slots=True)
-class Decision:
+class Decision(msgspec.Struct):
     """What to do with one call. ``hold`` is the held-out request to store; ``released`` maps ids of others to the roles
     that they keep; ``evicted`` are signatures that lose their requests."""
 
@@ -55,8 +56,8 @@ class Decision:
     admitted: bool = True
     sample: bool = False
     hold: tuple[float | None, bool] | None = None
-    released: dict[str, tuple[float | None, bool]] = field(default_factory=dict)
-    evicted: list[RecordKey] = field(default_factory=list)
+    released: dict[str, tuple[float | None, bool]] = {}  # each instance gets its own
+    evicted: list[RecordKey] = []
 
 
 class VersionState:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from capture.dialects.base import Judgement, Response, Route
 from capture.schema.inflating import GzipProbe
@@ -24,13 +25,10 @@ FAIR_EXCHANGES: Final = 100
 SPARE_SHIFT: Final = 4
 
 
-class Parts:
+class Parts(msgspec.Struct, eq=False):
     """A body as it comes in. Large pieces are kept as they are, small ones are copied together."""
 
-    __slots__ = ("_parts",)
-
-    def __init__(self) -> None:
-        self._parts: list[bytes | bytearray] = []
+    _parts: list[bytes | bytearray] = []
 
     def __len__(self) -> int:
         """Pieces that are held."""
@@ -63,8 +61,7 @@ class Parts:
         self._parts = []
 
 
-@dataclass(slots=True)
-class Exchange:
+class Exchange(msgspec.Struct):
     """One finished exchange. ``call`` and ``judgement`` are set for calls that could be read; otherwise ``ignored``,
     ``refusal`` or one of the flags says what it was. ``body`` is the request as the model server reads it, transport
     compression removed; ``wire_body`` the bytes as sent where they differ. ``began`` is how many exchanges had ended
@@ -74,7 +71,7 @@ class Exchange:
     stream: int
     sender: str
     path: str = ""
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = {}  # each instance gets its own
     route: Route | None = None
     ignored: str = ""
     verified: bool = True
@@ -146,42 +143,23 @@ def _size(held: OpenExchange) -> int:
     return held.size
 
 
-class OpenExchange:
-    """An exchange in progress."""
+class OpenExchange(msgspec.Struct, eq=False):
+    """An exchange in progress. ``body_size``: bytes of the request so far; ``size`` is what the budget accounts for."""
 
-    __slots__ = (
-        "body_size",
-        "budget",
-        "compressed",
-        "compressed_cost",
-        "compressed_size",
-        "encoding",
-        "exchange",
-        "opaque",
-        "parts",
-        "probe",
-        "reader",
-        "response",
-        "size",
-        "started",
-    )
-
-    def __init__(self, exchange: Exchange, budget: BodyBudget) -> None:
-        self.exchange = exchange
-        self.budget = budget
-        self.parts = Parts()
-        #: Bytes of the request so far; ``size`` is what the budget accounts for.
-        self.body_size = 0
-        self.size = 0
-        self.response = Response()
-        self.probe: FieldProbe | GzipProbe | None = None
-        self.reader: GrpcReader | None = None
-        self.encoding = b""
-        self.compressed: Parts | None = None
-        self.compressed_size = 0
-        self.compressed_cost = 0
-        self.started = False
-        self.opaque = False
+    exchange: Exchange
+    budget: BodyBudget
+    parts: Parts = msgspec.field(default_factory=Parts)
+    body_size: int = 0
+    size: int = 0
+    response: Response = msgspec.field(default_factory=Response)
+    probe: FieldProbe | GzipProbe | None = None
+    reader: GrpcReader | None = None
+    encoding: bytes = b""
+    compressed: Parts | None = None
+    compressed_size: int = 0
+    compressed_cost: int = 0
+    started: bool = False
+    opaque: bool = False
 
     def drop(self) -> None:
         """Hold no bytes any more."""

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+import msgspec
+
 from capture.memo import Memo
 
 #: Version of the digest's input below. A change to it makes every stored identity a new one.
@@ -164,8 +166,7 @@ class TensorSpec(NamedTuple):
         return f"{_one_line(self.name)}:{DTYPES.get(self.dtype, f'dtype{self.dtype}')}[{dims}]"
 
 
-@dataclass(slots=True)
-class Call:
+class Call(msgspec.Struct):
     """What an exchange means. ``version`` is the model version the request itself asked for (``""`` if none),
     ``version_label`` likewise."""
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Literal, Protocol
 
+import msgspec
+
 from capture.config import ListenerConfig
 from capture.schema.wire import FieldProbe
 from capture.signature import Call
@@ -55,8 +57,7 @@ class Ignored:
     what: str
 
 
-@dataclass(slots=True)
-class Response:
+class Response(msgspec.Struct, gc=False):
     """What a dialect may judge by. ``status`` 0: no response head was seen. ``complete``: the response ended as its
     framing says. ``grpc_status`` None: none was sent. ``probe`` is the payload of the field that the dialect asked for,
     ``probed`` says that all of the message was looked through for it. ``aborted`` says why the exchange was cut off,
@@ -71,8 +72,7 @@ class Response:
     aborted: str = ""
 
 
-@dataclass(slots=True)
-class Judgement:
+class Judgement(msgspec.Struct, gc=False):
     """The outcome, a short phrase why (empty when proven), and the model version that answered ("" if not told)."""
 
     outcome: Outcome

@@ -23,13 +23,17 @@ from google.protobuf.message import DecodeError
 
 from capture.config import ListenerConfig
 from capture.dialects.base import Ignored, Judgement, Outcome, Response, Route, Unreadable
-from capture.dialects.tfserving_calls import FAMILY, READERS
+from capture.dialects.skeletons import Skeletons, tensor_contents
+from capture.dialects.tfserving_calls import FAMILY, READERS, read_predict
 from capture.schema import messages
 from capture.schema.wire import FieldProbe, NestedProbe
 from capture.signature import Call
 
 #: A response's model_spec: name, version and signature name; far below this, also where there is one for each task.
 MAX_MODEL_SPEC_BYTES: Final = 64 << 10
+
+#: TensorProto.tensor_shape; dtype stands before it.
+_TENSOR_SHAPE: Final = 2
 
 _PATHS: Final = {
     f"/tensorflow.serving.{service}/{method}": method
@@ -119,6 +123,10 @@ REFUSALS: Final[dict[str, _Refusals]] = {
 }
 
 
+#: Of a TensorProto dtype and shape are read, the rest is skipped by its lengths.
+_PREDICTS: Final = Skeletons(tensor_contents(lambda number: number > _TENSOR_SHAPE))
+
+
 class TFServingGrpc:
     """The methods in full; every other one of these services is counted by its name."""
 
@@ -136,7 +144,7 @@ class TFServingGrpc:
     def read(self, route: Route, body: bytes) -> Call:
         if route.method not in READERS:
             raise Unreadable("no method of this service")
-        call = READERS[route.method](body)
+        call = _PREDICTS.read("", body, read_predict) if route.method == "Predict" else READERS[route.method](body)
         if not call.signature.model:
             raise Unreadable("no model name")
         if route.method in _OF_EXAMPLES and call.tensors[0].shape == (0,):

@@ -7,7 +7,8 @@ compressed), a big-endian 32-bit length, and that many bytes. Message borders kn
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+
+import msgspec
 
 from capture.wire.events import Headers
 
@@ -19,28 +20,24 @@ MAX_MESSAGE_BYTES = 1 << 30
 _INFLATE_STEP_BYTES = 1 << 20
 
 
-@dataclass(slots=True)
-class MessageStart:
+class MessageStart(msgspec.Struct, gc=False):
     """A message begins: ``length`` bytes follow as sent, ``compressed`` by the stream's grpc-encoding."""
 
     length: int
     compressed: bool
 
 
-@dataclass(slots=True)
-class MessageData:
+class MessageData(msgspec.Struct, gc=False):
     """Some bytes of the message as sent."""
 
     data: bytes
 
 
-@dataclass(slots=True)
-class MessageEnd:
+class MessageEnd(msgspec.Struct, gc=False):
     """The message is complete."""
 
 
-@dataclass(slots=True)
-class MessageError:
+class MessageError(msgspec.Struct, gc=False):
     """The stream is not made of messages, or one is over the limit. The reader ignores all that follows."""
 
     reason: str

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import msgspec
 import pytest
 
 from capture import exchange as exchange_module
@@ -99,6 +100,8 @@ def everything(value: Any) -> bytes:
         return b"\0".join(everything(part) for pair in value.items() for part in pair)
     if isinstance(value, list | tuple | set | frozenset):
         return b"\0".join(map(everything, value))
+    if isinstance(value, msgspec.Struct):
+        return b"\0".join(everything(getattr(value, name)) for name in value.__struct_fields__)
     if is_dataclass(value):
         return b"\0".join(everything(getattr(value, field.name)) for field in fields(value))
     return repr(value).encode()
