@@ -13,6 +13,7 @@ from urllib.parse import unquote_to_bytes
 
 from capture.config import ListenerConfig
 from capture.dialects.base import Ignored, Judgement, Opaque, Outcome, Response, Route, Unreadable
+from capture.dialects.content_coding import IDENTITY, undone
 from capture.dialects.eas import EasDialect
 from capture.dialects.tfserving_rest import TFServingRest
 from capture.heads import Heads
@@ -53,7 +54,6 @@ class ExchangeTracker:
         "_heads",
         "_listener",
         "_max_request",
-        "_on",
         "_open",
         "_passed_over",
         "_peer",
@@ -90,24 +90,13 @@ class ExchangeTracker:
         self.finished: list[Exchange] = []
         #: Events that concern the flow rather than an exchange, likewise.
         self.notices: list[ev.Event] = []
-        self._on: dict[type, Callable[..., None]] = {
-            ev.RequestHead: self._request_head,
-            ev.RequestData: self._request_data,
-            ev.RequestEnd: self._request_end,
-            ev.ResponseHead: self._response_head,
-            ev.ResponseData: self._response_data,
-            ev.ResponseEnd: self._response_end,
-            ev.Aborted: self._aborted,
-            ev.Lost: self._lost,
-        }
 
     def feed(self, events: Iterable[ev.Event]) -> None:
         """Take the events of the flow in order; what they finish goes to ``finished``, the rest to ``notices``."""
-        on = self._on
         for event in events:
-            handler = on.get(type(event))
+            handler = _ON.get(type(event))
             if handler is not None:
-                handler(event)
+                handler(self, event)
             else:
                 self.notices.append(event)
 
@@ -202,13 +191,12 @@ class ExchangeTracker:
     def _decoded(self, exchange: Exchange, route: Route, sent: bytes) -> tuple[bytes, bytes | None]:
         """(body as the server reads it, bytes as sent where they differ). Raises Unreadable."""
         if route.dialect.framing == "body":
-            coding = exchange.headers.get("content-encoding", "identity")
+            coding = exchange.headers.get("content-encoding", IDENTITY)
             if isinstance(route.dialect, TFServingRest):
                 body = route.dialect.unpacked(coding, sent, self._max_request)
-                return body, None if body is sent else sent
-            if coding != "identity":
-                raise Opaque("content-encoding")
-            return sent, None
+            else:
+                body = undone(coding, sent, self._max_request)
+            return body, None if body is sent else sent
         # A unary call: exactly one length-prefixed message.
         if len(sent) < PREFIX_BYTES or int.from_bytes(sent[1:5], "big") != len(sent) - PREFIX_BYTES:
             raise Unreadable("not one gRPC message")
@@ -396,3 +384,16 @@ class ExchangeTracker:
             and not response.probe
         ):
             exchange.judgement = Judgement(Outcome.UNPROVEN, "read behind missed bytes")
+
+
+#: What each event does. (Not bound to a tracker, which would hold itself: flows come and go by the thousand.)
+_ON: Final[dict[type, Callable[..., None]]] = {
+    ev.RequestHead: ExchangeTracker._request_head,
+    ev.RequestData: ExchangeTracker._request_data,
+    ev.RequestEnd: ExchangeTracker._request_end,
+    ev.ResponseHead: ExchangeTracker._response_head,
+    ev.ResponseData: ExchangeTracker._response_data,
+    ev.ResponseEnd: ExchangeTracker._response_end,
+    ev.Aborted: ExchangeTracker._aborted,
+    ev.Lost: ExchangeTracker._lost,
+}

@@ -25,7 +25,7 @@ from capture.notices import tell
 from capture.open_exchange import BodyBudget, Exchange
 from capture.peers import network
 from capture.retries import Retries, improves
-from capture.scrubbing import Scrubber
+from capture.scrubbing import UNSCRUBBED, Scrubber
 from capture.signature import Call
 from capture.store.base import (
     MAX_SHAPES,
@@ -83,7 +83,7 @@ class Pipeline:
         self._count = count
         self._draw = draw
         self._levels = levels or Levels()
-        self._scrubber = Scrubber(scrub, admission, count, self._refuse)
+        self._scrubber = Scrubber(scrub, admission)
         self._memo = HeadMemo()
         self._heads = Heads()
         self._flows: dict[int, Flow] = {}
@@ -323,31 +323,32 @@ class Pipeline:
         self, exchange: Exchange, call: Call, outcome: Outcome, owner: ModelVersion, again: bool, status: str
     ) -> None:
         """A call that reached the model, or may have. ``again``: counted already, as unproven, and it succeeded now."""
-        proven = outcome is Outcome.PROVEN
-        calls = exchange.calls
+        proven, calls = outcome is Outcome.PROVEN, exchange.calls
         self._count("requests_proven" if proven else "requests_unproven", calls)
         shapes, body = call.shapes, exchange.body
         level = self._levels.of(call.signature.model).suffix(call, body)
         if len(shapes) > MAX_SHAPES_CHARS:
             shapes, level = OTHER, ""
         key = self._admission.identify(owner, call.signature.digest, level)
-        draw = self._draw()
         self._held_number += 1
         held_id = f"{self._name}-{self._held_number:x}"
-        stretch, anew, now = None, False, self.now
+        stretch, anew, now, draw = None, False, self.now, self._draw()
         if status and owner.family in STATUS_FAMILIES:
-            times = exchange.began_at, self.monotonic
-            stretch, likely = self.attribution.call(key, call, status, proven, calls, *times)
+            stretch, likely = self.attribution.call(key, call, status, proven, calls, exchange.began_at, self.monotonic)
             if stretch is not None and likely is not None:
                 wanted, anew = wanted_later(self._admission, likely, proven=proven, shapes=shapes, now=now, draw=draw)
                 anew = anew and not self.attribution.sample_waits(key)
                 body = body if wanted else None
-        body, wire_body, path = self._scrubber.kept(exchange, body, key, proven, shapes, anew, now, draw)
+        kept = self._scrubber.kept(exchange, body, key, proven, shapes, anew, now, draw)
+        body = kept.body
+        if kept.unscrubbed:
+            self._count("requests_unscrubbed", 1)
+            self._refuse(owner.family, owner.model, UNSCRUBBED, kept.unscrubbed)
         decision = self._admission.observe(
             key,
             proven=proven,
             shapes=shapes,
-            size=None if body is None else len(body) + len(wire_body or b""),
+            size=None if body is None else len(body) + len(kept.wire_body or b""),
             held_id=held_id,
             now=now,
             draw=draw,
@@ -374,7 +375,7 @@ class Pipeline:
             bump(delta.shapes, shapes, MAX_SHAPES, calls)
             count_sender(delta.senders, delta.blocks, exchange.sender, now, calls)
         if body is not None and (decision.sample or decision.hold is not None):
-            sample = Sample(body, wire_body, exchange.headers, path, shapes, outcome, self.now)
+            sample = Sample(body, kept.wire_body, kept.headers, kept.path, shapes, outcome, self.now)
             self.urgent = True
             if decision.sample:
                 batch.samples[key] = sample

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from capture.admission import Admission
 from capture.admission_moves import wanted_later
-from capture.export.scrub import scrub, scrubbed_path, scrubbed_sample
+from capture.export.scrub import scrub, scrubbed_headers, scrubbed_path, scrubbed_sample
 from capture.export.scrub_rules import Rules
 from capture.export.scrub_values import Unscrubbable
 from capture.open_exchange import Exchange
@@ -23,22 +22,24 @@ MAX_FAILED: Final = 1000
 UNSCRUBBED: Final = "unscrubbed"
 
 
+class Kept(NamedTuple):
+    """What is kept of a request: no body where it is not to be. ``unscrubbed`` says why it could not be, "" if it
+    could."""
+
+    body: bytes | None
+    wire_body: bytes | None
+    headers: dict[str, str]
+    path: str
+    unscrubbed: str = ""
+
+
 class Scrubber:
     """Says what is kept of requests. ``rules`` None: what was sent; otherwise that without its values, where admission
-    may keep it at all. ``count`` and ``refuse`` count what cannot be scrubbed: the latter by family,
-    model, outcome and reason."""
+    may keep it at all."""
 
-    def __init__(
-        self,
-        rules: Rules | None,
-        admission: Admission,
-        count: Callable[[str, int], None],
-        refuse: Callable[[str, str, str, str], None],
-    ) -> None:
+    def __init__(self, rules: Rules | None, admission: Admission) -> None:
         self._rules = rules
         self._admission = admission
-        self._count = count
-        self._refuse = refuse
         self._failed: dict[RecordKey, tuple[float, str]] = {}
 
     def kept(
@@ -51,28 +52,25 @@ class Scrubber:
         anew: bool,
         now: float,
         draw: float,
-    ) -> tuple[bytes | None, bytes | None, str]:
-        """(body, its compressed form, path); no body where it is not to be kept. ``anew``: it is wanted as a sample
-        whatever there is."""
+    ) -> Kept:
+        """``anew``: it is wanted as a sample whatever there is."""
         route = exchange.route
         if self._rules is None or route is None:
-            return body, exchange.wire_body, exchange.path
-        path = scrubbed_path(route, exchange.path)
+            return Kept(body, exchange.wire_body, exchange.headers, exchange.path)
+        rest = None, scrubbed_headers(route, exchange.headers), scrubbed_path(route, exchange.path)
         how = partial(wanted_later, self._admission, key, proven=proven, shapes=shapes, now=now, draw=draw)
         if body is None or not (anew or how()[0]):
-            return None, None, path
+            return Kept(None, *rest)
         until, reason = self._failed.get(key, (0.0, ""))
         if now >= until:
             try:
-                return scrub(route, body, self._rules, key.owner.model), None, path
+                return Kept(scrub(route, body, self._rules, key.owner.model), *rest)
             except Unscrubbable as error:
                 reason = str(error)
             if len(self._failed) >= MAX_FAILED:
                 self._failed.clear()
             self._failed[key] = (now + RETRY_SECONDS, reason)
-        self._count("requests_unscrubbed", 1)
-        self._refuse(key.owner.family, key.owner.model, UNSCRUBBED, reason)
-        return None, None, path
+        return Kept(None, *rest, reason)
 
 
 def first_unscrubbed(store: Store, rules: Rules) -> str:

@@ -17,6 +17,28 @@ FILL_FROM: Final = 0.15
 FILL_FULL: Final = 0.4
 
 
+#: Seconds from its start in which a worker may be behind for no fault of its own: it reads what waited for it, on a
+#: machine that is busy starting things. A buffer that fills counts from the first moment.
+START_SECONDS: Final = 10.0
+#: The share of the lag that is let pass, below which a worker has caught up.
+CAUGHT_UP: Final = 0.5
+
+
+class Start:
+    """Whether a worker still reads what waited for it when it began: until it has caught up once, at most
+    :data:`START_SECONDS`."""
+
+    def __init__(self, now: float) -> None:
+        """``now``: monotonic seconds, as below."""
+        self._until = now + START_SECONDS
+
+    def counted(self, lag: float, most: float, now: float) -> float:
+        """Of this lag, in seconds, what is to be shed for, where ``most`` is let pass."""
+        if lag < CAUGHT_UP * most:
+            self._until = now
+        return 0.0 if now < self._until else lag
+
+
 def shed_share(lag: float, most: float, fill: float) -> float:
     """The share of exchanges to pass over, 0 to :data:`MAX_SHED`, for a worker ``lag`` seconds behind with ``fill`` of
     the tap's buffer in use (0 to 1). ``most`` is the lag in seconds that is let pass; 0: nothing is ever shed.

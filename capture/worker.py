@@ -35,7 +35,7 @@ from capture.levels import Levels
 from capture.logline import LineFormatter
 from capture.pipeline import Pipeline
 from capture.rule_files import capture_rules
-from capture.shedding import shed_share
+from capture.shedding import Start, shed_share
 from capture.status_board import StatusBoard
 from capture.store.base import Bounds, Store, StoreError, open_store, shown_store
 from capture.store_writer import StoreWriter
@@ -130,6 +130,7 @@ class Worker:
         self._expired_at = time.monotonic()
         self._gauged_at = 0.0
         self._lag = 0.0
+        self._start = Start(time.monotonic())
         self._dirty = False
         #: More is resident than may be.
         self._full = False
@@ -189,7 +190,8 @@ class Worker:
 
     def _pace(self, now: float) -> None:
         self._lag = max(0.0, now - (self._pipeline.monotonic or now))
-        self._pipeline.shed = shed_share(self._lag, self._config.shed_lag, self._tap_fill())
+        most = self._config.shed_lag
+        self._pipeline.shed = shed_share(self._start.counted(self._lag, most, now), most, self._tap_fill())
 
     def _close(self, status: int) -> int:
         self._flush()

@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp import web
 
+from capture.dialects.base import Unreadable
+from capture.dialects.content_coding import IDENTITY, undone
 from replay.eas_service import EasService
 from replay.servable import Ledger
 
@@ -50,12 +52,18 @@ class EasHost:
         body = await request.read()
         if self._token and not authorized(self._token, request.headers, request.raw_path, body):
             return web.Response(status=401, text="the Authorization header is missing or wrong")
-        status, answer = await asyncio.get_running_loop().run_in_executor(self._pool, self._answer, body)
+        coding = request.headers.get("Content-Encoding", IDENTITY)
+        status, answer = await asyncio.get_running_loop().run_in_executor(self._pool, self._answer, coding, body)
         kind = "application/octet-stream" if status == 200 else "text/plain"
         return web.Response(status=status, body=answer, content_type=kind)
 
-    def _answer(self, body: bytes) -> tuple[int, bytes]:
+    def _answer(self, coding: str, sent: bytes) -> tuple[int, bytes]:
         with self._ledger.request("eas") as opened:
+            try:
+                body = undone(coding, sent, MAX_BODY_BYTES)
+            except Unreadable as error:
+                opened.code = 400
+                return 400, str(error).encode()
             opened.code, answer = self._service.answer(body)
             return opened.code, answer
 

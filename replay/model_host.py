@@ -109,9 +109,7 @@ async def _serve(options: HostOptions, servable: Servable, service: eas_service.
         if grpc_host is not None:
             bound["grpc"] = grpc_host.start(options.grpc_listen)
         if options.rest_listen:
-            bound["rest"] = await _listen(
-                rest_host.application(), "--rest-listen", options.rest_listen, runners, unpack=False
-            )
+            bound["rest"] = await _listen(rest_host.application(), "--rest-listen", options.rest_listen, runners)
         if options.eas_listen:
             bound["eas"] = await _listen(eas_host.application(), "--eas-listen", options.eas_listen, runners)
         if options.stats_listen:
@@ -155,12 +153,10 @@ def _checked(option: str, text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-async def _listen(
-    application: web.Application, option: str, address: str, runners: list[web.AppRunner], *, unpack: bool = True
-) -> str:
-    """``unpack``: whether aiohttp undoes a Content-Encoding."""
+async def _listen(application: web.Application, option: str, address: str, runners: list[web.AppRunner]) -> str:
     host, port = _checked(option, address)
-    runner = web.AppRunner(application, access_log=None, shutdown_timeout=GRACE, auto_decompress=unpack)
+    # What a Content-Encoding means is for each host to know.
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=GRACE, auto_decompress=False)
     runners.append(runner)
     await runner.setup()
     await web.TCPSite(runner, host.strip("[]"), port).start()

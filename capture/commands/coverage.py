@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, NamedTuple
 import msgspec
 import typer
 
+from capture.commands.model_defs import told_defs
 from capture.commands.options import DEFAULT_STORE, DialectOption, SavedModelOption, SharedOption, StoreOption
 from capture.commands.tables import ago, print_table, printable
 from capture.coverage import Coverage, Missing, calls_of, coverage
@@ -24,7 +25,6 @@ from capture.export.read import read_any
 from capture.export.table import FORMATS
 from capture.export.tfrecord import WARMUP_PATH
 from capture.forward import BLOCK_HOURS, CONDITION, Bound, bound, hold_out
-from capture.metadata import MetadataError, read_metadata
 from capture.savedmodel import read_saved_model
 from capture.signature import ExecutorKey, SignatureDef, WireSignature
 from capture.store.base import Store, StoredSignature, open_store
@@ -151,16 +151,12 @@ def _defs(
     source: Store, model: str, version: str | None, saved_model: Path | None
 ) -> tuple[Mapping[str, SignatureDef] | None, str]:
     """The SignatureDefs to compare by, None where nobody tells them, and what that is in words: of the directory, or
-    what the model server said last of this version, or of any. Raises UserError."""
+    what the model server said of this version, or of the highest. Raises UserError."""
     if saved_model is not None:
         return read_saved_model(saved_model).signatures, f"executor keys on {saved_model}"
-    for told in source.metadata(model):
+    for told in told_defs(source, model):
         if version in (None, told.owner.version):
-            try:
-                signatures = read_metadata(told.body).signatures
-            except MetadataError:
-                continue
-            return signatures, f"executor keys on {told.owner}, as the model server told its SignatureDefs"
+            return told.signatures, f"executor keys on {told.owner}, as the model server told its SignatureDefs"
     return None, "wire signatures (the model is not known: say --saved-model DIR to compare executor keys)"
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from capture.errors import UserError
 from capture.metadata import MetadataError, read_metadata
@@ -41,20 +40,35 @@ def model_defs(saved_model: Path | None, metadata: Path | None, model: str) -> d
     return found.signatures
 
 
+class Told(NamedTuple):
+    """What a model server said of ``owner``."""
+
+    owner: ModelVersion
+    signatures: dict[str, SignatureDef]
+
+
+def told_defs(source: Store, model: str) -> list[Told]:
+    """What the sidecar was told of a model (``listeners[].status``) and can read, the highest version first."""
+    found = []
+    for one in source.metadata(model):
+        try:
+            found.append(Told(one.owner, read_metadata(one.body).signatures))
+        except MetadataError:
+            continue  # of a newer warmtap, or damaged: as if it had not been told
+    return sorted(found, key=lambda told: _number(told.owner.version), reverse=True)
+
+
 def defs_for(
     given: Mapping[str, SignatureDef] | None, source: Store, model: str
 ) -> Callable[[ModelVersion], Mapping[str, SignatureDef] | None]:
     """The SignatureDefs for a request that a version answered: those that are given, otherwise what the sidecar was
-    told of that version (``listeners[].status``), or of the newest where the version is not known."""
+    told of that version, or of the highest where the version is not known."""
     if given is not None:
         return lambda _: given
-    known: dict[str, Mapping[str, SignatureDef]] = {}
-    for one in source.metadata(model):
-        # What is stored was read before it was stored; nothing is known by an answer that is none after all.
-        with suppress(MetadataError):
-            known[one.owner.version] = read_metadata(one.body).signatures
-    newest = known[max(known, key=_number)] if known else None
-    return lambda owner: known.get(owner.version, newest if owner.version == UNKNOWN_VERSION else None)
+    told = told_defs(source, model)
+    known = {one.owner.version: one.signatures for one in told}
+    highest = told[0].signatures if told else None
+    return lambda owner: known.get(owner.version, highest if owner.version == UNKNOWN_VERSION else None)
 
 
 def _number(version: str) -> int:

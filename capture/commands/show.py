@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from capture.commands.model_defs import told_defs
 from capture.commands.options import DEFAULT_STORE, ModelOption, SavedModelOption, SharedOption, StoreOption
 from capture.commands.tables import ago, printable
 from capture.differences import nearest
@@ -16,7 +17,6 @@ from capture.levels import matches, split
 from capture.savedmodel import read_saved_model
 from capture.signature import DIGEST_VERSION, Misfit, SignatureDef, executor_key
 from capture.store.base import StoredSignature, open_store
-from capture.told_defs import told_defs
 
 
 def show(
@@ -32,7 +32,7 @@ def show(
         rows = source.signatures(model)
         found = _find(rows, signature)
         first = found[0]
-        told = None if saved_model is not None else told_defs(source, first.key.owner.model)
+        told = [] if saved_model is not None else told_defs(source, first.key.owner.model)
     finally:
         source.close()
     others = {row.signature for row in rows if row.key.owner[:2] == first.key.owner[:2]} - {first.signature}
@@ -44,9 +44,9 @@ def show(
         print(f"  nearest    {other.digest[:15]}: {printable('; '.join(differences))}")
     if saved_model is not None:
         _executor(first, read_saved_model(saved_model).signatures, str(saved_model), "")
-    elif told is not None and told.owner.family == first.key.owner.family:
-        where = f"version {told.owner.version}"
-        _executor(first, told.signatures, where, f" on {where}, as the model server told")
+    elif told and told[0].owner.family == first.key.owner.family:
+        where = f"version {told[0].owner.version}"
+        _executor(first, told[0].signatures, where, f" on {where}, as the model server told")
     now = time.time()
     for row in found:
         _version(row, now)

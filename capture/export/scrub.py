@@ -43,13 +43,20 @@ def scrubbed_sample(key: RecordKey, method: str, sample: Sample, rules: Rules) -
         raise Unscrubbable("a REST request: it can be scrubbed in a tfrecord, as the gRPC request that is made of it")
     if route is None:
         raise Unscrubbable(f"requests of {owner.family} cannot be scrubbed")
-    path = scrubbed_path(route, sample.path)
-    return replace(sample, body=scrub(route, sample.body, rules, owner.model), wire_body=None, path=path)
+    body, headers = scrub(route, sample.body, rules, owner.model), scrubbed_headers(route, sample.headers)
+    return replace(sample, body=body, wire_body=None, headers=headers, path=scrubbed_path(route, sample.path))
 
 
 def scrubbed_path(route: Route, path: str) -> str:
     """The path where the dialect itself made it; "" where it may hold anything (behind a custom URL of EAS)."""
     return path if route.dialect.framing == "grpc" or path == f"/api/predict/{route.model}" else ""
+
+
+def scrubbed_headers(route: Route, headers: dict[str, str]) -> dict[str, str]:
+    """Without the coding of a body that is kept uncoded."""
+    if route.dialect.framing == "grpc" or "content-encoding" not in headers:
+        return headers
+    return {name: value for name, value in headers.items() if name != "content-encoding"}
 
 
 def scrub(route: Route, body: bytes, rules: Rules, model: str) -> bytes:

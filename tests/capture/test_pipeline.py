@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import random
+import weakref
+import zlib
 from collections import Counter
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -393,10 +396,50 @@ def test_a_target_in_absolute_form(target: str) -> None:
     assert dict(batch.ignored) == {"HTTP POST, other path": 2}
 
 
-def test_a_content_encoding_is_not_looked_into() -> None:
+@pytest.mark.parametrize(
+    ("coding", "pack"), [("gzip", "gzip"), ("X-GZIP", "gzip"), ("deflate", "zlib"), ("identity, gzip", "gzip")]
+)
+def test_a_content_encoding_is_undone(coding: str, pack: str) -> None:
     rig = Rig()
-    batch = rig.feed(Flow(listener=1).post("/api/predict/rank", eas(), headers="Content-Encoding: br\r\n"))
-    assert dict(batch.refusals) == {("eas", "rank", "undecodable", "content-encoding"): 1}
+    body, sent = eas(), PACK[pack](eas())
+    rig.feed(Flow(listener=1).post("/api/predict/rank", sent, headers=f"Content-Encoding: {coding}\r\n"))
+    key, outcome = rig.only_call()
+    sample = rig.pipeline.batch.samples[key]
+    assert (outcome, sample.body, sample.wire_body) == ("proven", body, sent)
+    assert sample.headers["content-encoding"] == coding
+
+
+@pytest.mark.parametrize(
+    ("coding", "body", "status", "outcome", "reason"),
+    [
+        ("br", eas(), 200, "undecodable", "content-encoding br"),
+        ("my-own", eas(), 500, "undecodable", "content-encoding: another"),
+        ("gzip, gzip", eas(), 400, "undecodable", "content-encoding: several"),
+        ("gzip", eas(), 400, "refused", "content-encoding gzip: broken data"),
+        ("gzip", gzip.compress(eas())[:-3], 200, "undecodable", "content-encoding gzip: cut short"),
+        ("deflate", zlib.compress(bytes(5001)), 400, "undecodable", "content-encoding deflate: over the bound"),
+    ],
+)
+def test_a_content_encoding_that_is_not_undone(
+    coding: str, body: bytes, status: int, outcome: str, reason: str
+) -> None:
+    rig = Rig(request_bytes=5000)
+    flow = Flow(listener=1).post("/api/predict/rank", body, headers=f"Content-Encoding: {coding}\r\n", status=status)
+    assert dict(rig.feed(flow).refusals) == {("eas", "rank", outcome, reason): 1}
+    assert rig.pipeline.open_bytes == 0
+
+
+def test_a_pipeline_that_is_done_with_is_gone_at_once() -> None:
+    rig = Rig(scrub=Rules())
+    rig.feed(Flow(listener=1).post("/api/predict/rank", eas()))
+    rig.pipeline.close()
+    seen = weakref.ref(rig.pipeline)
+    gc.disable()
+    try:
+        del rig.pipeline
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 def test_a_connection_that_breaks_off_in_the_answer() -> None:

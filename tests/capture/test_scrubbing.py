@@ -68,13 +68,15 @@ def test_one_that_cannot_be_scrubbed_is_not_tried_each_time(monkeypatch: pytest.
     assert (len(tried), rig.counts["requests_unscrubbed"]) == (1, 5)
 
 
-def test_the_compressed_form_goes_too() -> None:
+@pytest.mark.parametrize("headers", ["", "Content-Encoding: gzip\r\n"])
+def test_the_compressed_form_goes_too(headers: str) -> None:
     rig, flow = Rig(scrub=rules()), Flow(listener=1)
     body = eas({"x": [4711.5] * 50})
-    flow.post("/api/predict/m", PACK["gzip"](body))
+    flow.post("/api/predict/m", PACK["gzip"](body), headers=headers)
     batch = rig.feed(flow)
     (sample,) = batch.samples.values()
     assert sample.wire_body is None
+    assert "content-encoding" not in sample.headers
     assert messages.EasPredictRequest.FromString(sample.body).inputs["x"].float_val == [0.0] * 50
 
 

@@ -10,7 +10,7 @@ import pytest
 from capture import pipeline as pipeline_module
 from capture.dialects.eas_tensorflow import EasTensorFlow
 from capture.dialects.tfserving_grpc import TFServingGrpc
-from capture.shedding import FILL_FROM, FILL_FULL, MAX_SHED, shed_share
+from capture.shedding import FILL_FROM, FILL_FULL, MAX_SHED, START_SECONDS, Start, shed_share
 from capture.wire import events as ev
 from tests.capture.test_pipeline import Rig
 from tests.support.calls import eas, predict, predict_response
@@ -35,6 +35,21 @@ def test_the_share_rises_before_the_relay_leaves_flows_out() -> None:
 def test_nothing_is_shed_when_it_is_off_or_the_clock_is_odd() -> None:
     assert shed_share(100.0, 0.0, 1.0) == 0
     assert shed_share(-5.0, 1.0, -3.0) == 0
+
+
+def test_what_waited_for_a_worker_that_starts_is_no_lag_of_its_own() -> None:
+    start = Start(100.0)
+    assert [shed_share(start.counted(9.0, 1.0, now), 1.0, 0.0) for now in (100.0, 99.9 + START_SECONDS)] == [0, 0]
+    # Bytes would be lost: that counts at once.
+    assert shed_share(start.counted(9.0, 1.0, 100.0), 1.0, FILL_FULL) == MAX_SHED
+    # It has had its time.
+    assert shed_share(start.counted(9.0, 1.0, 100.0 + START_SECONDS), 1.0, 0.0) == MAX_SHED
+
+
+def test_once_caught_up_a_worker_is_behind_by_its_own_pace() -> None:
+    start = Start(100.0)
+    lags = [1.5, 0.5, 1.5, 0.49, 1.5]
+    assert [start.counted(lag, 1.0, 101.0 + place) for place, lag in enumerate(lags)] == [0, 0, 0, 0.49, 1.5]
 
 
 def test_a_shed_exchange_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import hmac
 import http.client
 import math
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,24 @@ def test_a_bad_request_says_why(host: HostProcess, request_: Any, text: str) -> 
 
 def test_a_body_that_is_no_request(host: HostProcess) -> None:
     assert post(host, b"\xff\xff") == (400, b"the body is no PredictRequest")
+
+
+@pytest.mark.parametrize(
+    ("coding", "pack", "status", "answer"),
+    [
+        ("gzip", gzip.compress, 200, b""),
+        ("deflate", zlib.compress, 200, b""),
+        ("gzip", bytes, 400, b"content-encoding gzip: broken data"),
+        ("gzip", lambda body: gzip.compress(body)[:-9], 400, b"content-encoding gzip: cut short"),
+        ("br", bytes, 400, b"content-encoding br"),
+    ],
+)
+def test_a_content_encoding(
+    host: HostProcess, coding: str, pack: Callable[[bytes], bytes], status: int, answer: bytes
+) -> None:
+    got, body = post(host, pack(edge_request(1, 2, 3).SerializeToString()), Content_Encoding=coding)
+    assert got == status
+    assert status == 200 or body == answer
 
 
 def test_an_unknown_alias_and_a_bad_dtype(host: HostProcess) -> None:

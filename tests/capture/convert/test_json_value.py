@@ -68,3 +68,23 @@ def test_what_is_nearly_json(text: str) -> None:
 def test_depth(depth: int) -> None:
     body = b"[" * depth + b"]" * depth
     assert isinstance(parse(body), list)
+
+
+@pytest.mark.parametrize(
+    ("text", "taken"),
+    [
+        ("0e308", True),
+        ("0e309", False),
+        ("-0E+000309", False),
+        ("0.0e309", True),
+        ("0.0e310", False),
+        ("0e99999999999999999999", False),
+        ("0e-999", True),
+        ("10e309", False),
+        ("0." + "0" * 400 + "1e400", True),
+    ],
+)
+def test_an_exponent_counts_whatever_it_multiplies(text: str, taken: bool) -> None:
+    for read in (parse, parse_exactly):
+        found = outcome(read, f"[{text}]".encode())
+        assert found == [plain(float(text))] if taken else "Number too big to be stored in double" in str(found)

@@ -316,6 +316,8 @@ REFUSED = [
     Refused("no exponent", {"x": FLOAT}, '{"inputs": 1e}', "Miss exponent in number."),
     Refused("no exponent behind a fraction", {"x": FLOAT}, '{"inputs": 1.5e+}', "Miss exponent in number."),
     Refused("beyond a double", {"x": FLOAT}, '{"inputs": 1e400}', "Number too big to be stored in double."),
+    Refused("zero times too much", {"x": FLOAT}, '{"inputs": 0e309}', "Number too big to be stored in double."),
+    Refused("zeros times too much", {"x": FLOAT}, '{"inputs": -0.0E+0400}', "Number too big to be stored in double."),
     Refused("nan in small letters", {"x": FLOAT}, '{"inputs": nan}', "Invalid value."),
     Refused("a plus sign", {"x": FLOAT}, '{"inputs": +1}', "Invalid value."),
     Refused("NUL", {"x": FLOAT}, b'{"inputs": \0}', "Invalid value."),
