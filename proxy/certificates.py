@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from capture.settings_errors import SettingsError
 from proxy.configs import certificate_files, check_certificates
-from proxy.settings import Settings, SettingsError
+from proxy.settings import Settings
 
 log = logging.getLogger("supervisor")
 

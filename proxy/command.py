@@ -16,13 +16,14 @@ import typer
 
 from capture.counters import Counters
 from capture.logline import LineFormatter
+from capture.settings_errors import SettingsError
 from capture.store.base import store_path
 from proxy import address
 from proxy.admin.app import Admin
 from proxy.configs import check_certificates
 from proxy.listening import Listening
 from proxy.logs import LineSink, SinkHandler
-from proxy.settings import DEFAULT_STORE, Capture, Listener, Settings, SettingsError, check, load
+from proxy.settings import DEFAULT_STORE, Capture, Listener, Settings, check, load
 from proxy.supervisor import Supervisor
 from proxy.takeover import Predecessor, TakeOverError
 from proxy.worker_keeper import WORKER_COMMAND

@@ -10,10 +10,11 @@ import msgspec
 import typer
 
 from capture.errors import UserError
+from capture.settings_errors import SettingsError
 from proxy.admin.auth import read_token
 from proxy.command import missing_directory, read_settings
 from proxy.configs import check_certificates
-from proxy.settings import DEFAULT_STORE, Settings, SettingsError, load
+from proxy.settings import DEFAULT_STORE, Settings, load
 from proxy.settings_docs import markdown
 
 config = typer.Typer(

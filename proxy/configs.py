@@ -5,9 +5,10 @@ from __future__ import annotations
 import msgspec
 
 from capture.config import WorkerConfig
+from capture.settings_errors import SettingsError
 from proxy import address
 from proxy.relay_main import RelayConfig, RelayListener
-from proxy.settings import Settings, SettingsError
+from proxy.settings import Settings
 from proxy.tls_contexts import RelayTls, RelayUpstreamTls, TlsError
 
 

@@ -15,15 +15,13 @@ from capture.config import Limits, ListenerConfig
 from capture.dialects.table import BY_NAME, EAS
 from capture.export.scrub_rules import check_rules
 from capture.levels import Levels
+from capture.settings_errors import LONGEST_SECONDS, SettingsError, convert, read_yaml
 from proxy import address
 from proxy.deadlines import Deadlines, KeepAlive
-from proxy.settings_errors import explain
 from proxy.settings_tls import ListenTls, UpstreamTls
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 ListenerMode = Literal["relay", "sink"]
-#: Ten years. "Never" is 0: infinity is no number that the processes could be told.
-LONGEST_SECONDS: Final = 315_360_000.0
 Seconds = Annotated[float, Meta(ge=0, le=LONGEST_SECONDS)]
 #: The kernel takes TCP_USER_TIMEOUT as milliseconds in an int.
 LONGEST_USER_TIMEOUT: Final = 2_147_483.0
@@ -31,10 +29,6 @@ LONGEST_USER_TIMEOUT: Final = 2_147_483.0
 LOWEST_MEMORY_BYTES: Final = 128 << 20
 DEFAULT_STORE = "warmtap.sqlite"
 DEFAULT_ADMIN = "127.0.0.1:8590"
-
-
-class SettingsError(ValueError):
-    """What the user wrote cannot be used. One line that names the place and the remedy."""
 
 
 class Listener(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -284,14 +278,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def load(path: Path) -> Settings:
     """Read a YAML file. Raises SettingsError."""
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror}") from None
-    try:
-        data = msgspec.yaml.decode(text)
-    except msgspec.DecodeError as error:
-        raise SettingsError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    data = read_yaml(path)
     try:
         settings = from_data(data)
     except SettingsError as error:
@@ -301,10 +288,7 @@ def load(path: Path) -> Settings:
 
 def from_data(data: Any) -> Settings:
     """Check plain data (what YAML gives). Raises SettingsError."""
-    try:
-        settings = msgspec.convert(data, Settings)
-    except msgspec.ValidationError as error:
-        raise SettingsError(explain(str(error), Settings)) from None
+    settings = convert(data, Settings)
     check(settings)
     return settings
 

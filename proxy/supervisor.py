@@ -21,6 +21,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol
 
 from capture.counters import Counters
+from capture.settings_errors import SettingsError
 from capture.status_board import StatusBoard
 from proxy.address import parse
 from proxy.certificates import watch_certificates
@@ -32,7 +33,7 @@ from proxy.logs import LineSink
 from proxy.pair import Pair
 from proxy.relay_keeper import RELAY_COMMAND
 from proxy.reload import kept, needing_restart
-from proxy.settings import DEFAULT_ADMIN, Settings, SettingsError
+from proxy.settings import DEFAULT_ADMIN, Settings
 from proxy.settings import Admin as AdminSettings
 from proxy.sidecar import ListenerState, PairState, Sidecar
 from proxy.sink_keeper import SinkKeeper

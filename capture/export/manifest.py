@@ -66,10 +66,12 @@ def manifest(
     note: str = "",
     dialect: str = "",
     scrub_rules: Sequence[str] | None = None,
+    told: Sequence[Mapping[str, Any]] | None = None,
 ) -> bytes:
     """The manifest as indented JSON. ``dialect`` is that of an EAS service, "" otherwise; ``note`` is said beside the
     format's own; ``scrub_rules`` are those that values were replaced by, None where they were not. ``proof`` says what
-    was run: ``{"level": "none"}``, or the level with TensorFlow's version and figures."""
+    was run: ``{"level": "none"}``, or the level with TensorFlow's version and figures. ``told`` is said beside each
+    record, in their order."""
     value = {
         "manifest_version": MANIFEST_VERSION,
         "warmtap": warmtap,
@@ -108,8 +110,9 @@ def manifest(
                 if record.executor_key is None
                 else {"feeds": list(record.executor_key.feeds), "fetches": list(record.executor_key.fetches)},
                 "also_covers": record.covers,
+                **more,
             }
-            for record in selection.records
+            for record, more in zip(selection.records, told or [{}] * len(selection.records), strict=True)
         ],
         "left_out": [
             {"signature": one.key.digest, "line": str(one.signature), "hits": one.hits, "reason": one.reason}

@@ -9,7 +9,8 @@ from typing import Final
 
 from aiohttp import web
 
-from proxy.settings import Admin, SettingsError
+from capture.settings_errors import SettingsError
+from proxy.settings import Admin
 
 #: Asked by load balancers and kubelets, which have no token.
 OPEN: Final = frozenset({"/healthz", "/readyz"})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -9,48 +12,148 @@ import typer
 
 from capture.commands.options import DEFAULT_STORE, BatchSizesOption, SharedOption, StoreOption
 from capture.commands.scrubbing import ScrubOption, ScrubRuleOption, scrub_rules
-from capture.commands.tables import printable
+from capture.errors import UserError
 from capture.export.batch import batch_sizes
-from capture.levels import short
+from capture.settings_errors import SettingsError
 from capture.store.base import open_store
-from replay.refresh import refresh as run_refresh
+from replay.refreshing.job import BAD, Job, Outcome, What, run_job
+from replay.refreshing.jobs import job_of
+from replay.refreshing.settings import Model, Settings, load
+from replay.refreshing.telling import Log, log_line, sentences
+from replay.tf_protos import TensorFlowMissing
 
 
 def refresh(
     saved_model_base: Annotated[
-        Path,
+        Path | None,
         typer.Option("--saved-model-base", help="The directory that holds the version directories.", metavar="DIR"),
-    ],
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     model: Annotated[
         str | None, typer.Option("--model", help="The model's name in the traffic; default: DIR's name.")
     ] = None,
+    staging: Annotated[
+        Path | None,
+        typer.Option("--staging", help="Versions to be moved into DIR, each with its file; same disk.", metavar="DIR"),
+    ] = None,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Bring the files of served versions up to date, too; .prev is kept.")
+    ] = False,
+    retire_after: Annotated[
+        float, typer.Option("--retire-after", min=0, help="Seconds after which unused records leave; 0: never.")
+    ] = 0.0,
+    unverified: Annotated[
+        bool, typer.Option("--unverified", help="Run nothing: write only a version's own, proven captures.")
+    ] = False,
     sizes: BatchSizesOption = "",
     scrub: ScrubOption = False,
     scrub_rule: ScrubRuleOption = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Settings file (YAML), for several models; stands alone.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Say whether the settings can be used, and end.")] = False,
+    history: Annotated[bool, typer.Option("--history", help="Print what was published and why, and end.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Do it again and again, until SIGTERM.")] = False,
+    interval: Annotated[
+        float | None, typer.Option("--interval", min=0.1, help="Seconds between passes; default 60, or the settings'.")
+    ] = None,
     allow_shared_store: SharedOption = False,
 ) -> None:
-    """Write the warm-up file of each new model version, once.
+    """Write the warm-up file of each new model version, and let staged versions out with theirs.
 
     A version is new while it has no warm-up file. Its file is the union of what was captured on all versions, as far as
-    it fits; every record is run on that version first, and what fails is left out with its error. Exit code 1 if a
-    version failed.
+    it fits, and of what stands in it; every record is run on that version first, and what fails is left out with its
+    error. Exit code 1 if a version failed or is held back.
     """
-    wanted = batch_sizes(sizes) if sizes else ()
-    rules = scrub_rules(scrub, scrub_rule)
-    source = open_store(store, allow_shared=allow_shared_store)
+    if config is not None:
+        if saved_model_base is not None or model is not None or staging is not None or sizes or scrub:
+            raise UserError("--config stands alone: put the other options into the file")
+        try:
+            settings = load(config)
+        except SettingsError as error:
+            raise UserError(str(error)) from None
+    elif saved_model_base is None:
+        raise UserError("nothing to do: give --saved-model-base DIR, or --config FILE.yaml")
+    else:
+        scrub_rules(scrub, scrub_rule)
+        only = Model(
+            model=model or saved_model_base.resolve().name,
+            base=str(saved_model_base),
+            staging="" if staging is None else str(staging),
+            in_place=in_place,
+            batch_sizes=batch_sizes(sizes) if sizes else (),
+            scrub=scrub,
+            scrub_rules=tuple(scrub_rule or ()),
+            retire_after=retire_after,
+            unverified=unverified,
+        )
+        settings = Settings((only,), store, allow_shared_store)
+    if history:
+        _tell_history(settings)
+        return
+    jobs = [job_of(one) for one in settings.models]
+    if check:
+        count = len(jobs)
+        print(f"{config or saved_model_base}: ok, {count} model{'' if count == 1 else 's'}")
+        return
+    if watch:
+        _watch(settings, jobs, interval or settings.interval)
+        return
+    outcomes = _pass(settings, jobs, alone=config is None)
+    for line in sentences(outcomes, named=config is not None):
+        print(line)
+    if any(one.what in BAD for one in outcomes):
+        raise typer.Exit(1)
+
+
+def _pass(settings: Settings, jobs: list[Job], *, alone: bool) -> list[Outcome]:
+    """All models once. Raises UserError where nothing can be done; of one of several models it is said as its
+    outcome."""
+    source = open_store(settings.store, allow_shared=settings.allow_shared_store)
     try:
-        name = model or saved_model_base.resolve().name
-        done, passed = run_refresh(source, saved_model_base, name, sizes=wanted, rules=rules)
+        found = []
+        for job in jobs:
+            try:
+                found += run_job(job, source)
+            except TensorFlowMissing:
+                raise
+            except UserError as error:
+                if alone:
+                    raise
+                found.append(Outcome(job.model, "", What.FAILED, str(error), at=time.time()))
+        return found
     finally:
         source.close()
-    for line in passed:
-        print(line)
-    for one in done:
-        print(f"version {one.version}: {'FAILED: ' if one.failed else ''}{printable(one.text)}")
-        for left in one.left_out:
-            print(f"  left out {short(left.key.digest)} ({left.hits} hits): {printable(left.reason)}")
-    if not done:
-        print("nothing to do: no new version")
-    if any(one.failed for one in done):
-        raise typer.Exit(1)
+
+
+def _watch(settings: Settings, jobs: list[Job], interval: float, rest: Callable[[float], None] = time.sleep) -> None:
+    """Until SIGTERM, which raises SystemExit wherever it meets us: what is half written is cleared up on the way."""
+    log = Log()
+    print(log_line(time.time(), "watching", models=len(jobs), interval=interval), flush=True)
+    try:
+        while True:
+            try:
+                outcomes = _pass(settings, jobs, alone=False)
+            except TensorFlowMissing:
+                raise
+            except UserError as error:
+                outcomes = [Outcome("-", "", What.FAILED, str(error), at=time.time())]
+            for line in log.lines(outcomes):
+                print(line, flush=True)
+            rest(interval * (1 + settings.jitter * random.uniform(-1, 1)))  # noqa: S311
+    except SystemExit:
+        print(log_line(time.time(), "stopped"), flush=True)
+        raise typer.Exit(0) from None
+
+
+def _tell_history(settings: Settings) -> None:
+    from replay.refreshing.history import History
+
+    for model in settings.models:
+        for event in History(model.state_directory).events():
+            print(f"{event.at} {event.model}/{event.version} {event.event}: {event.records} records; {event.why}")
+            for sign, lines in (("+", event.added), ("-", event.removed)):
+                for line in lines:
+                    print(f"  {sign} {line}")
+            for line in event.left_out:
+                print(f"  left out {line}")

@@ -15,9 +15,10 @@ from capture.dialects.table import BY_NAME
 from capture.dialects.tfserving_calls import read_predict
 from capture.levels import Levels, matches, parse_level, short, split
 from capture.schema.wire import length_delimited
+from capture.settings_errors import SettingsError
 from capture.signature import TensorSpec
 from capture.store.base import MAX_SHAPES, ModelVersion, open_store
-from proxy.settings import SettingsError, from_data
+from proxy.settings import from_data
 from tests.capture.test_admission import START
 from tests.capture.test_pipeline import Rig
 from tests.support.calls import eas, predict, predict_response

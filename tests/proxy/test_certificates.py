@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from capture.settings_errors import SettingsError
 from proxy import certificates
 from proxy.configs import check_certificates
-from proxy.settings import Settings, SettingsError, from_data
+from proxy.settings import Settings, from_data
 from tests.support.certificates import Authority
 
 LISTENER = {"listen": "127.0.0.1:1", "upstream": "localhost:2"}

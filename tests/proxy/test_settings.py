@@ -9,8 +9,9 @@ import msgspec
 import pytest
 import typer
 
+from capture.settings_errors import SettingsError
 from proxy import address, command
-from proxy.settings import Settings, SettingsError, from_data, load
+from proxy.settings import Settings, from_data, load
 
 ROOT = Path(__file__).parents[2]
 ONE = {"listen": "127.0.0.1:8500", "upstream": "127.0.0.1:18500"}

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import stat
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,52 +17,12 @@ from capture.export.manifest import MANIFEST_SUFFIX
 from capture.export.tfrecord import MAX_RECORDS, WARMUP_PATH, read_records, strip_version
 from capture.schema import messages
 from capture.store.base import Batch, Store
-from replay import refresh as module
-from replay.refresh import refresh, refresh_version
+from replay.refreshing import contents, union
+from replay.refreshing.job import What, run_job
 from replay.tf_protos import TensorFlowMissing
-from replay.trial import Request, Trial, TrialError, Tried
-from tests.support.calls import predict
-from tests.support.processes import ROOT
+from replay.trial import Trial, TrialError
+from tests.support.refreshing import Script, body, job, refreshed, saved_model
 from tests.support.stores import add, filled, signature
-
-#: serving_default: input x, outputs a and b of one tensor, c of another.
-SIGNATURE = {"a": "y:0", "b": "y:0", "c": "z:0"}
-
-
-def saved_model(directory: Path) -> Path:
-    """A version directory with a model that has SignatureDefs and no graph."""
-    definition = messages.SignatureDef(method_name="tensorflow/serving/predict")
-    definition.inputs["x"].name = "x:0"
-    for alias, name in SIGNATURE.items():
-        definition.outputs[alias].name = name
-    entry = messages.SignatureEntry(key="serving_default", value=definition).SerializeToString()
-    info = messages.MetaInfoDef(tags=["serve"]).SerializeToString()
-    graph = field(1, info) + field(5, entry)
-    directory.mkdir(parents=True)
-    (directory / "saved_model.pb").write_bytes(field(2, graph))
-    return directory
-
-
-def field(number: int, data: bytes) -> bytes:
-    assert len(data) < 1 << 14
-    size = bytes([len(data)]) if len(data) < 128 else bytes([len(data) & 127 | 128, len(data) >> 7])
-    return bytes([number << 3 | 2]) + size + data
-
-
-def body(text: str, *outputs: str) -> bytes:
-    return predict(("x",), model="m", outputs=outputs, fill=text.encode())
-
-
-class Script:
-    """A trial that fails every body with ``bad`` in it; ``rounds`` are the bodies of each call."""
-
-    def __init__(self) -> None:
-        self.rounds: list[list[bytes]] = []
-
-    def __call__(self, _: Path, __: str, requests: list[Request]) -> Trial:
-        bodies = [one.body for one in requests]
-        self.rounds.append(bodies)
-        return Trial("executor", "2.21", [Tried("INVALID_ARGUMENT: bad" if b"bad" in one else "") for one in bodies])
 
 
 @pytest.fixture
@@ -106,8 +63,8 @@ def test_a_request_that_fails_is_replaced_by_the_next(version: Path, fill: Calla
     good = body("good", "b")
     store = fill(("a", "1", 9, body("bad1", "a")), ("a", "2", 8, body("bad2", "a")), ("b", "1", 1, good))
     script = Script()
-    done = refresh_version(store, "m", version, trial=script)
-    assert (done.written, done.records) == (True, 1)
+    done = refreshed(store, version, script)
+    assert (done.what, done.records) == (What.PUBLISHED, 1)
     assert [len(one) for one in script.rounds] == [1, 1, 1]
     assert requests(version) == [strip_version(good)]
     said = "does not run on version 9: INVALID_ARGUMENT: bad; another request of the same executor is in the file"
@@ -120,7 +77,7 @@ def test_a_request_that_fails_is_replaced_by_the_next(version: Path, fill: Calla
 def test_only_what_failed_is_tried_again(version: Path, fill: Callable[..., Store]) -> None:
     store = fill(("a", "1", 1, body("bad", "a")), ("b", "1", 0, body("good", "b")), ("c", "1", 1, body("fine", "c")))
     script = Script()
-    done = refresh_version(store, "m", version, trial=script)
+    done = refreshed(store, version, script)
     # The most used executor is first in the file, whenever it ran.
     assert requests(version) == [strip_version(body("good", "b")), strip_version(body("fine", "c"))]
     assert script.rounds == [[body("bad", "a"), body("fine", "c")], [body("good", "b")]]
@@ -129,8 +86,8 @@ def test_only_what_failed_is_tried_again(version: Path, fill: Callable[..., Stor
 
 def test_when_all_fail_each_is_named(version: Path, fill: Callable[..., Store]) -> None:
     store = fill(("a", "1", 1, body("bad", "a")), ("a", "2", 1, body("bad2", "a")), ("b", "1", 0, body("bad3", "b")))
-    done = refresh_version(store, "m", version, trial=Script())
-    assert (done.written, done.failed, done.records) == (False, False, 0)
+    done = refreshed(store, version)
+    assert (done.what, done.records) == (What.NOTHING, 0)
     assert sorted(one.key.digest for one in done.left_out) == sorted([signature((name,)).digest for name in "aab"])
     assert {one.reason for one in done.left_out} == {"does not run on version 9: INVALID_ARGUMENT: bad"}
     assert not (version / "assets.extra").exists()
@@ -142,18 +99,18 @@ def test_a_request_that_was_evicted_meanwhile(
     store = fill(("a", "1", 2, body("good", "a")), ("a", "2", 1, body("gone", "a")))
     true = store.sample
     monkeypatch.setattr(store, "sample", lambda key: None if key.owner.version == "1" else true(key))
-    monkeypatch.setattr(module, "select", reversed_candidates(module.select))
-    done = refresh_version(store, "m", version, trial=Script())
+    monkeypatch.setattr(union, "select", reversed_candidates(union.select))
+    done = refreshed(store, version)
     assert done.records == 1
     assert [one.reason for one in done.left_out] == [
         "its request was evicted just now; another request of the same executor is in the file"
     ]
 
 
-def reversed_candidates(select: Callable[..., module.Selection]) -> Callable[..., module.Selection]:
+def reversed_candidates(select: Callable[..., union.Selection]) -> Callable[..., union.Selection]:
     """``select`` with version 1's request first, whatever the order of equals."""
 
-    def changed(*arguments: object, **named: object) -> module.Selection:
+    def changed(*arguments: object, **named: object) -> union.Selection:
         found = select(*arguments, **named)
         for record in found.records:
             record.candidates.sort(key=lambda one: one.key.owner.version)
@@ -166,16 +123,16 @@ def test_what_the_bound_of_a_file_cuts_is_named_in_full(
     version: Path, fill: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert MAX_RECORDS == 1000
-    monkeypatch.setattr(module, "MAX_RECORDS", 1)
+    monkeypatch.setattr(contents, "MAX_RECORDS", 1)
     store = fill(("a", "1", 1, body("x", "a")), ("b", "1", 1, body("y", "b")), ("c", "1", 5, body("z", "c")))
-    done = refresh_version(store, "m", version, trial=Script())
+    done = refreshed(store, version)
     assert done.records == 1
     assert sorted(one.key.digest for one in done.left_out) == sorted([signature((name,)).digest for name in "ab"])
 
 
 def test_no_requests_still_load_the_model(version: Path, fill: Callable[..., Store]) -> None:
     script = Script()
-    done = refresh_version(fill(("w", "1", 1, body("x", "w"))), "m", version, trial=script)
+    done = refreshed(fill(("w", "1", 1, body("x", "w"))), version, script)
     assert script.rounds == [[]]
     assert [one.reason for one in done.left_out] == ["does not fit: no output w"]
 
@@ -184,9 +141,8 @@ def test_names_that_are_no_versions(version: Path, fill: Callable[..., Store]) -
     for name in ("²", "٣", "9a", "-1"):
         saved_model(version.parent / name)
     (version.parent / "10").touch()
-    done, passed = refresh(fill(("a", "1", 1, body("x", "a"))), version.parent, "m", trial=Script())
+    done = run_job(job(version.parent), fill(("a", "1", 1, body("x", "a"))), trial=Script())
     assert [one.version for one in done] == ["9"]
-    assert passed == []
 
 
 def test_one_version_that_cannot_be_read_fails_alone(
@@ -204,13 +160,13 @@ def test_one_version_that_cannot_be_read_fails_alone(
         return true(path, follow_symlinks=follow_symlinks)
 
     monkeypatch.setattr(Path, "stat", refuse)
-    done, _ = refresh(fill(("a", "1", 1, body("x", "a"))), version.parent, "m", trial=Script())
-    assert [(one.version, one.failed, one.written) for one in done] == [
-        ("8", True, False),
-        ("9", False, True),
-        ("11", False, True),
+    done = run_job(job(version.parent), fill(("a", "1", 1, body("x", "a"))), trial=Script())
+    assert [(one.version, one.what) for one in done] == [
+        ("8", What.FAILED),
+        ("9", What.PUBLISHED),
+        ("11", What.PUBLISHED),
     ]
-    assert done[0].text == f"{closed / WARMUP_PATH}: Permission denied; no warm-up file was written"
+    assert done[0].text == f"{closed}/saved_model.pb: Permission denied; no warm-up file was written"
 
 
 def test_a_base_that_cannot_be_read(version: Path, fill: Callable[..., Store], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,13 +175,13 @@ def test_a_base_that_cannot_be_read(version: Path, fill: Callable[..., Store], m
 
     monkeypatch.setattr(os, "listdir", refuse)
     with pytest.raises(UserError, match=r"/m: Permission denied$"):
-        refresh(fill(("a", "1", 1, body("x", "a"))), version.parent, "m", trial=Script())
+        run_job(job(version.parent), fill(("a", "1", 1, body("x", "a"))), trial=Script())
 
 
 def test_a_model_that_the_store_does_not_know(version: Path, fill: Callable[..., Store]) -> None:
     store = fill(("a", "1", 1, body("x", "a")))
     with pytest.raises(UserError) as caught:
-        refresh(store, version.parent, "other", trial=Script())
+        run_job(job(version.parent, "other"), store, trial=Script())
     assert str(caught.value) == "nothing captured of model other; the store has of TF Serving: m; say --model"
     assert not (version / "assets.extra").exists()
 
@@ -235,8 +191,8 @@ def test_an_error_is_one_versions_own(version: Path, fill: Callable[..., Store],
     def trial(*_: object) -> Trial:
         raise error
 
-    done, _ = refresh(fill(("a", "1", 1, body("x", "a"))), version.parent, "m", trial=trial)
-    assert [one.failed for one in done] == [True]
+    done = run_job(job(version.parent), fill(("a", "1", 1, body("x", "a"))), trial=trial)
+    assert [one.what for one in done] == [What.FAILED]
 
 
 def test_without_tensorflow_no_version_is_blamed(version: Path, fill: Callable[..., Store]) -> None:
@@ -244,7 +200,7 @@ def test_without_tensorflow_no_version_is_blamed(version: Path, fill: Callable[.
         raise TensorFlowMissing("TensorFlow is not installed")
 
     with pytest.raises(TensorFlowMissing):
-        refresh(fill(("a", "1", 1, body("x", "a"))), version.parent, "m", trial=trial)
+        run_job(job(version.parent), fill(("a", "1", 1, body("x", "a"))), trial=trial)
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o775, 0o700])
@@ -253,7 +209,7 @@ def test_who_may_read_the_model_may_read_the_file(version: Path, fill: Callable[
     (version / "saved_model.pb").chmod(0o640)
     previous = os.umask(0o077)
     try:
-        refresh_version(fill(("a", "1", 1, body("x", "a"))), "m", version, trial=Script())
+        refreshed(fill(("a", "1", 1, body("x", "a"))), version, Script())
     finally:
         os.umask(previous)
     file = version / WARMUP_PATH
@@ -264,7 +220,7 @@ def test_who_may_read_the_model_may_read_the_file(version: Path, fill: Callable[
 def test_a_folder_that_is_there_keeps_its_mode(version: Path, fill: Callable[..., Store]) -> None:
     (version / "assets.extra").mkdir()
     (version / "assets.extra").chmod(0o711)
-    refresh_version(fill(("a", "1", 1, body("x", "a"))), "m", version, trial=Script())
+    refreshed(fill(("a", "1", 1, body("x", "a"))), version, Script())
     assert stat.S_IMODE((version / "assets.extra").stat().st_mode) == 0o711
 
 
@@ -281,40 +237,5 @@ def test_what_killed_runs_left_is_removed_once_it_is_old(version: Path, fill: Ca
     for name, age in ages.items():
         (folder / name).touch()
         os.utime(folder / name, (now - age, now - age))
-    refresh_version(fill(("w", "1", 1, body("x", "w"))), "m", version, trial=Script())
+    refreshed(fill(("w", "1", 1, body("x", "w"))), version, Script())
     assert sorted(os.listdir(folder)) == [".tf_serving_warmup_requests.0c.tmp", "vocabulary.tmp"]
-
-
-def refreshed_until(step: int, version: Path, store: Path) -> int:
-    command = [sys.executable, "-m", "tests.support.refresh_killed", str(version.parent), str(store), "m", str(step)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode
-
-
-#: mkdir and chmod of the folder; for each of two files open, fchmod, fsync, replace, and open and fsync of the folder.
-STEPS = 2 + 2 * 6
-
-
-@pytest.mark.server
-@pytest.mark.parametrize("step", range(STEPS))
-def test_a_kill_leaves_no_file_or_the_whole_one(
-    step: int, version: Path, fill: Callable[..., Store], tmp_path: Path
-) -> None:
-    request = body("good", "a")
-    fill(("a", "1", 1, request)).close()
-    file = version / WARMUP_PATH
-    assert refreshed_until(step, version, tmp_path / "store") == -signal.SIGKILL
-    if file.exists():
-        assert requests(version) == [strip_version(request)]
-        assert manifest(version)["records"]
-    else:
-        assert refreshed_until(STEPS, version, tmp_path / "store") == 0
-        assert requests(version) == [strip_version(request)]
-        assert manifest(version)["records"]
-
-
-@pytest.mark.server
-def test_those_were_all_steps(version: Path, fill: Callable[..., Store], tmp_path: Path) -> None:
-    fill(("a", "1", 1, body("good", "a"))).close()
-    assert refreshed_until(STEPS, version, tmp_path / "store") == 0

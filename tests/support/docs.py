@@ -7,18 +7,22 @@ from pathlib import Path
 from capture.coverage_metrics import ROWS as COVERAGE
 from capture.textfile import markdown
 from proxy.admin.metrics import rows
+from replay.refreshing.settings import markdown as refresh_settings
 from replay.watch_metrics import ROWS as WATCH
 
 DOCS = Path(__file__).parents[2] / "docs"
 BEGIN, END = "<!-- made by `make docs` -->\n", "<!-- end -->\n"
 #: By page, what stands between its marks, in their order.
-PARTS = {"metrics.md": (rows(), COVERAGE, WATCH)}
+PARTS = {
+    "metrics.md": tuple(map(markdown, (rows(), COVERAGE, WATCH))),
+    "refresh.md": (refresh_settings(),),
+}
 
 
 def made(name: str) -> str:
     """The file as it should be."""
     before, *parts = (DOCS / name).read_text().split(BEGIN)
-    tables = [markdown(table) for table in PARTS[name]]
+    tables = PARTS[name]
     return before + "".join(
         BEGIN + table + END + part.partition(END)[2] for table, part in zip(tables, parts, strict=True)
     )

@@ -1,49 +1,59 @@
-"""``python -m tests.support.refresh_killed BASE STORE MODEL STEP``: refresh, killed before its system call number STEP.
-
-Counted are the calls that change the disk, from the first after the records ran. TensorFlow is not asked: every record
-runs. Ends with 0 where there are fewer steps.
-"""
+"""A piece of work in a process of its own that is killed before its system call number N."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
+import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from capture.store.base import open_store
-from replay import refresh
-from replay.trial import Trial, Tried
-
-CALLS = ("mkdir", "chmod", "open", "fchmod", "fsync", "replace")
+#: Those that change the disk, by their names in ``os``.
+CALLS = ("mkdir", "chmod", "open", "fchmod", "fsync", "replace", "rename", "link", "unlink", "write", "ftruncate")
 
 
-def main(base: str, store: str, model: str, last: str) -> None:
-    step = -1
+class Steps:
+    """Counts the calls from :meth:`begin` on, and kills the process before number ``last``."""
 
-    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+    def __init__(self, last: int) -> None:
+        self._last = last
+        self._step = -1
+
+    def begin(self) -> None:
+        """From here on calls count; before, nothing is to be changed yet."""
+        self._step = max(self._step, 0)
+
+    def counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The call, counted."""
+
         def call(*arguments: Any, **named: Any) -> Any:
-            nonlocal step
-            if step >= 0:
-                step += 1
-                if step > int(last):
+            if self._step >= 0:
+                self._step += 1
+                if self._step > self._last:
                     os.kill(os.getpid(), signal.SIGKILL)
             return function(*arguments, **named)
 
         return call
 
-    def trial(_: Path, __: str, bodies: list[bytes]) -> Trial:
-        nonlocal step
-        step = 0
-        return Trial("executor", "0", [Tried("") for _ in bodies])
 
-    for name in CALLS:
-        setattr(os, name, counted(getattr(os, name)))
-    done, _ = refresh.refresh(open_store(store), Path(base), model, trial=trial)
-    assert [one.failed for one in done] == [False], done
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def killed_at(step: int, work: Callable[[Steps], None]) -> bool:
+    """Do ``work`` in a fork of this process; False where it ended before that step. It must be a success then."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            steps = Steps(step)
+            for name in CALLS:
+                setattr(os, name, steps.counted(getattr(os, name)))
+            work(steps)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    _, ended = os.waitpid(child, 0)
+    if os.WIFSIGNALED(ended):
+        assert os.WTERMSIG(ended) == signal.SIGKILL
+        return True
+    assert os.WEXITSTATUS(ended) == 0, "see standard error"
+    return False

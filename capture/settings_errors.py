@@ -1,12 +1,43 @@
-"""What is wrong with a settings file, in one line that names the place and the nearest known key."""
+"""Settings files: YAML into a table of settings, and what is wrong in one line that names the place and the nearest
+known key."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from typing import Any
+from pathlib import Path
+from typing import Any, Final, TypeVar
 
 import msgspec
+
+#: Ten years. "Never" is 0: infinity is no number that the processes could be told.
+LONGEST_SECONDS: Final = 315_360_000.0
+
+_Settings = TypeVar("_Settings", bound=msgspec.Struct)
+
+
+class SettingsError(ValueError):
+    """What the user wrote cannot be used. One line that names the place and the remedy."""
+
+
+def read_yaml(path: Path) -> Any:
+    """What a settings file says, as plain data. Raises SettingsError that names the file."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from None
+    try:
+        return msgspec.yaml.decode(text)
+    except msgspec.DecodeError as error:
+        raise SettingsError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+
+
+def convert(data: Any, settings: type[_Settings]) -> _Settings:
+    """Plain data as these settings. Raises SettingsError that names the place."""
+    try:
+        return msgspec.convert(data, settings)
+    except msgspec.ValidationError as error:
+        raise SettingsError(explain(str(error), settings)) from None
 
 
 def explain(message: str, settings: type[msgspec.Struct]) -> str:

@@ -1,0 +1,238 @@
+"""One pass over one model: each version that needs a warm-up file gets it, each staged version that is complete is let
+out together with its file. What goes wrong with one version does not stop the others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+from capture.errors import UserError
+from capture.export.base import LeftOut
+from capture.levels import short
+from capture.savedmodel import SavedModelError
+from capture.store.base import Store
+from replay.refreshing.contents import Made, Runner, Wanted, make
+from replay.refreshing.history import Event, History
+from replay.refreshing.lock import Lock, held
+from replay.refreshing.place import Place, Version
+from replay.refreshing.present import FAMILY, read_standing
+from replay.services import refuse_other_services
+from replay.tf_protos import TensorFlowMissing
+from replay.trial import run_trial
+
+#: When a staged version is let out without a file, because nothing that was captured runs on it.
+PromoteCold = Literal["first", "always", "never"]
+
+
+class What(StrEnum):
+    """What happened to a version, or to the model as a whole."""
+
+    PUBLISHED = "published"
+    PROMOTED = "promoted"
+    UNCHANGED = "unchanged"
+    NOTHING = "nothing"
+    HELD = "held"
+    FAILED = "failed"
+    PASSED = "passed"
+    BUSY = "busy"
+
+
+#: What is no success: the exit code tells.
+BAD = frozenset({What.FAILED, What.HELD})
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What happened to one version; to the model where ``version`` is empty. ``records`` are those of its file, 0 where
+    none was written or found the same. ``text`` says what or why."""
+
+    model: str
+    version: str
+    what: What
+    text: str
+    records: int = 0
+    left_out: tuple[LeftOut, ...] = ()
+    at: float = 0.0
+
+
+@dataclass(slots=True)
+class Job:
+    """What is to be done for one model. ``in_place``: the files of served versions are brought up to date, too."""
+
+    model: str
+    place: Place
+    history: History | None = None
+    locks: Sequence[Lock] = ()
+    wanted: Wanted = field(default_factory=Wanted)
+    in_place: bool = False
+    promote_cold: PromoteCold = "first"
+    staging: bool = False
+
+
+def run_job(
+    job: Job, source: Store, *, trial: Runner = run_trial, now: Callable[[], float] = time.time
+) -> list[Outcome]:
+    """Every version, lowest first. Raises UserError where none can be done: no version, a model that the store does not
+    know, no TensorFlow."""
+    with held(job.locks) as in_the_way:
+        if in_the_way:
+            return [Outcome(job.model, "", What.BUSY, f"{in_the_way} works on it: nothing was done", at=now())]
+        return _Pass(job, source, trial, now).run()
+
+
+class _Pass:
+    def __init__(self, job: Job, source: Store, trial: Runner, now: Callable[[], float]) -> None:
+        self._job = job
+        self._source = source
+        self._trial = trial
+        self._now = now
+
+    def run(self) -> list[Outcome]:
+        job = self._job
+        served, staged = job.place.served(), job.place.staged()
+        if not served and not job.staging:
+            raise UserError(f"{job.place.name}: no version directory in it (a directory whose name is a number)")
+        if not (self._known() or job.staging):
+            refuse_other_services(self._source, job.model)
+            raise UserError(f"{self._unknown()}; say --model")
+        names = {one.name for one in served}
+        found = []
+        for version in sorted([*served, *staged], key=lambda one: (int(one.name), one.staged)):
+            try:
+                found.append(self._one(version, names))
+            except TensorFlowMissing:
+                raise
+            except (UserError, SavedModelError, OSError) as error:
+                found.append(self._failed(version, error))
+        return found
+
+    def _one(self, version: Version, served: set[str]) -> Outcome:
+        if version.fault:
+            raise UserError(f"{version.fault}; no warm-up file was written")
+        if version.missing:
+            return self._outcome(version, What.PASSED, f"no {version.missing} yet")
+        if version.staged and version.name in served:
+            raise UserError("is served already; stage it under another number, or remove the staged one")
+        if not version.staged and version.warmed and not self._job.in_place:
+            return self._outcome(version, What.PASSED, "has a warm-up file already")
+        made = self._made(version)
+        if made is None or not made.records:
+            return self._cold(version, made, served)
+        how = f"with TensorFlow {made.tensorflow} (level {made.level})"
+        ran = "as they are: none was run" if self._job.wanted.unverified else f"each run on it {how}"
+        scrubbed = "" if self._job.wanted.rules is None else "scrubbed, "
+        text = f"{made.records} records, {scrubbed}{ran}"
+        if not made.same:
+            self._publish(version, made)
+        elif not version.staged:
+            return self._outcome(version, What.UNCHANGED, f"holds what it should: {text}", made)
+        if version.staged:
+            self._promote(version, made, text)
+            return self._outcome(version, What.PROMOTED, text, made)
+        return self._outcome(version, What.PUBLISHED, text, made)
+
+    def _known(self) -> list[str]:
+        """The model, where anything of it is in the store."""
+        return [name for name in self._captured() if name == self._job.model]
+
+    def _captured(self) -> list[str]:
+        owners = {row.key.owner for row in self._source.signatures()}
+        return sorted({owner.model for owner in owners if owner.family == FAMILY})
+
+    def _unknown(self) -> str:
+        have = ", ".join(self._captured()) or "none"
+        return f"nothing captured of model {self._job.model}; the store has of TF Serving: {have}"
+
+    def _made(self, version: Version) -> Made | None:
+        """None where nothing was captured of the model at all, and nothing stands there."""
+        job = self._job
+        files = job.place.read(version)
+        if files.warmup is None and not self._known():
+            return None
+        standing = read_standing(f"version {version.name}", *files)
+        with job.place.model(version) as directory:
+            return make(
+                self._source,
+                job.model,
+                version.name,
+                directory,
+                standing,
+                job.wanted,
+                trial=self._trial,
+                now=self._now(),
+            )
+
+    def _may_be_cold(self, version: Version, served: set[str]) -> bool:
+        cold = self._job.promote_cold
+        return version.staged and (cold == "always" or (cold == "first" and not served))
+
+    def _cold(self, version: Version, made: Made | None, served: set[str]) -> Outcome:
+        text = f"nothing captured for model {self._job.model} runs on it" if made is not None else self._unknown()
+        if self._may_be_cold(version, served):
+            self._promote(version, made, f"without a warm-up file: {text}")
+            return self._outcome(version, What.PROMOTED, f"without a warm-up file: {text}", made)
+        if version.staged:
+            text = f"stays staged, or it would be cold: {text}; promote_cold: always lets it out"
+            self._note("held", version, text, made, news=True)
+            return self._outcome(version, What.HELD, text, made)
+        return self._outcome(version, What.NOTHING, f"no warm-up file written: {text}", made)
+
+    def _publish(self, version: Version, made: Made) -> None:
+        self._still_mine()
+        why = f"{len(made.added)} added, {len(made.removed)} removed"
+        self._note("publishing", version, why, made)
+        self._job.place.write(version, made.file, made.described)
+        self._note("published", version, why, made)
+
+    def _promote(self, version: Version, made: Made | None, why: str) -> None:
+        self._still_mine()
+        self._job.place.promote(version)
+        self._note("promoted", version, why, made)
+
+    def _still_mine(self) -> None:
+        if not all(lock.holds() for lock in self._job.locks):
+            raise UserError("another job has taken the lock meanwhile; nothing was published")
+
+    def _failed(self, version: Version, error: UserError | OSError) -> Outcome:
+        text = str(error)
+        if isinstance(error, OSError):
+            text = f"{error.filename or self._job.place.name}: {error.strerror}; no warm-up file was written"
+        try:
+            self._note("failed", version, text, None, news=True)
+        except OSError as second:
+            text += f"; and the history: {second.strerror}"
+        return self._outcome(version, What.FAILED, text)
+
+    def _outcome(self, version: Version, what: What, text: str, made: Made | None = None) -> Outcome:
+        staged = "staged, " if version.staged and what is What.PASSED else ""
+        records, left_out = (0, ()) if made is None else (made.records, made.left_out)
+        return Outcome(self._job.model, version.name, what, staged + text, records, left_out, self._now())
+
+    def _note(self, event: str, version: Version, why: str, made: Made | None, *, news: bool = False) -> None:
+        history = self._job.history
+        if history is None:
+            return
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._now()))
+        noted = Event(at, event, self._job.model, version.name, why)
+        if made is not None:
+            left_out = tuple(f"{short(one.key.digest)}: {one.reason}" for one in made.left_out)
+            noted = Event(
+                at,
+                event,
+                self._job.model,
+                version.name,
+                why,
+                made.records,
+                made.sha256 if made.records else "",
+                made.added,
+                made.removed,
+                left_out[:MAX_LEFT_OUT],
+            )
+        (history.add_news if news else history.add)(noted)
+
+
+#: Of them that many lines are kept with an event; the manifest has all.
+MAX_LEFT_OUT = 50

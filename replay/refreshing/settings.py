@@ -1,0 +1,154 @@
+"""The settings of ``capture refresh --config``: one table, as the sidecar's, and what documents it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
+
+from capture.errors import UserError
+from capture.export.batch import batch_sizes
+from capture.export.scrub_rules import check_rules
+from capture.settings_errors import LONGEST_SECONDS, SettingsError, convert, read_yaml
+from capture.settings_table import cells, sections
+from replay.refreshing.job import PromoteCold
+from replay.refreshing.local import SAVED_MODEL
+
+Seconds = Annotated[float, Meta(ge=0, le=LONGEST_SECONDS)]
+Text = Annotated[str, Meta(min_length=1)]
+#: Where a model's lock and history are, below its base.
+STATE: Final = ".warmtap"
+
+
+class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One model."""
+
+    model: Annotated[str, Meta(min_length=1, description="its name in the traffic")]
+    base: Annotated[str, Meta(min_length=1, description="the directory of its versions, which the model server polls")]
+    staging: Annotated[
+        str,
+        Meta(
+            description="the directory of versions that are not served yet, on the same file system; each is moved "
+            "into `base` with its warm-up file. Empty: none"
+        ),
+    ] = ""
+    complete_when: Annotated[
+        str, Meta(pattern="^[^/]+$", description="the file in a staged version that says that it is complete")
+    ] = SAVED_MODEL
+    promote_cold: Annotated[
+        PromoteCold,
+        Meta(
+            description="a staged version on which nothing that was captured runs goes out without a file: `first`: "
+            "where no version is served yet; `always`; `never`"
+        ),
+    ] = "first"
+    in_place: Annotated[
+        bool,
+        Meta(
+            description="true brings the file of a served version up to date; the server reads it when it loads the "
+            "version again; what was there stays as `.prev`"
+        ),
+    ] = False
+    batch_sizes: Annotated[
+        tuple[int, ...], Meta(description="write each record with these batch sizes, `[1, 8, 32]`")
+    ] = ()
+    scrub: Annotated[bool, Meta(description="true writes no value that users sent (docs/scrub.md)")] = False
+    scrub_rules: Annotated[
+        tuple[str, ...], Meta(description="what inputs hold then: `[ranking:user_id=constant:0]`; strings need a rule")
+    ] = ()
+    retire_after: Annotated[
+        Seconds,
+        Meta(description="seconds after which a signature that nobody sends leaves the files; 0 is never"),
+    ] = 0.0
+    unverified: Annotated[
+        bool,
+        Meta(
+            description="true runs nothing: only a version's own captures that were seen to succeed are written, and "
+            "the manifest says so"
+        ),
+    ] = False
+    state: Annotated[str, Meta(description=f"the directory of its lock and history; empty: `{STATE}` below `base`")] = (
+        ""
+    )
+
+    def sizes(self, place: str = "batch_sizes:") -> tuple[int, ...]:
+        """The batch sizes, ascending, each once. Raises UserError; its text begins with ``place``."""
+        return batch_sizes(",".join(map(str, self.batch_sizes)), place) if self.batch_sizes else ()
+
+    @property
+    def state_directory(self) -> Path:
+        """Where lock and history are."""
+        return Path(self.state) if self.state else Path(self.base) / STATE
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A settings file."""
+
+    models: Annotated[tuple[Model, ...], Meta(min_length=1, description="what is kept warm")]
+    store: Annotated[str, Meta(min_length=1, description="the store, as `--store`")] = "warmtap.sqlite"
+    allow_shared_store: Annotated[
+        bool, Meta(description="true uses a store that others than its owner may read or write")
+    ] = False
+    interval: Annotated[
+        float, Meta(gt=0, le=LONGEST_SECONDS, description="seconds from one pass to the next, with `--watch`")
+    ] = 60.0
+    jitter: Annotated[
+        float, Meta(ge=0, le=1, description="share of the interval by which a pass is early or late, at random")
+    ] = 0.1
+
+
+def load(path: Path) -> Settings:
+    """Read a YAML file. Raises SettingsError."""
+    data = read_yaml(path)
+    try:
+        return from_data(data)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from None
+
+
+def from_data(data: Any) -> Settings:
+    """Check plain data (what YAML gives). Raises SettingsError."""
+    settings = convert(data, Settings)
+    names: dict[str, str] = {}
+    bases: dict[str, str] = {}
+    for number, model in enumerate(settings.models):
+        place = f"models[{number}]"
+        for key, seen in ((model.model, names), (model.base, bases)):
+            if key in seen:
+                raise SettingsError(f"{place}: {key!r} is already {seen[key]}'s")
+            seen[key] = place
+        _check(place, model)
+    return settings
+
+
+def _check(place: str, model: Model) -> None:
+    if model.staging and Path(model.staging) == Path(model.base):
+        raise SettingsError(f"{place}.staging: is the base itself, whose versions the model server loads at once")
+    if model.staging and Path(model.staging).parent == Path(model.base) and Path(model.staging).name.isdigit():
+        raise SettingsError(f"{place}.staging: {model.staging}: the model server takes a number for a version")
+    if model.scrub_rules and not model.scrub:
+        raise SettingsError(f"{place}.scrub_rules: are for scrub: true; say both")
+    try:
+        check_rules(model.scrub_rules, model.scrub)
+    except ValueError as error:
+        raise SettingsError(f"{place}.{error}") from None
+    try:
+        model.sizes(f"{place}.batch_sizes:")
+    except UserError as error:
+        raise SettingsError(str(error)) from None
+    if model.unverified and (model.scrub or model.batch_sizes):
+        raise SettingsError(f"{place}.unverified: nothing is run then, so it goes with neither scrub nor batch_sizes")
+
+
+def markdown() -> str:
+    """The table in docs/refresh.md."""
+    parts = []
+    for place, text, found in sections(Settings):
+        if found:
+            parts.append(f"\n{f'**`{place}`**: {text}' if place else 'At the top:'}\n")
+            parts.append("\n| Setting | Value | Default | What it is |\n|---|---|---|---|\n")
+        for row in found:
+            parts.append(cells(f"`{row.place.rpartition('.')[2]}`", row.type, row.default, row.help))
+    return "".join(parts).lstrip("\n")

@@ -1,0 +1,120 @@
+"""A pass of refresh, killed before every system call that changes the disk: what the model server would find then."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from capture.export.manifest import MANIFEST_SUFFIX
+from capture.export.tfrecord import WARMUP_PATH, read_records
+from capture.store.base import Batch, open_store
+from replay.refreshing.job import BAD, run_job
+from replay.refreshing.local import LocalPlace
+from replay.refreshing.place import Version
+from replay.refreshing.present import Standing, read_standing
+from replay.trial import Request, Trial, Tried
+from tests.support.refresh_killed import Steps, killed_at
+from tests.support.refreshing import body, job, saved_model
+from tests.support.stores import add, filled, signature
+
+pytestmark = pytest.mark.server
+#: More than any pass has.
+MANY = 200
+
+
+def fill(path: Path, outputs: str) -> Path:
+    batch = Batch("run")
+    for name in outputs:
+        add(batch, signature((name,)), body=body("good", name))
+    filled(path, batch).close()
+    return path
+
+
+def work(base: Path, store: Path, *, staging: Path | None = None, in_place: bool = False) -> Callable[[Steps], None]:
+    def one_pass(steps: Steps) -> None:
+        def trial(_: Path, __: str, requests: list[Request]) -> Trial:
+            steps.begin()
+            return Trial("executor", "0", [Tried("") for _ in requests])
+
+        done = run_job(job(base, staging=staging, in_place=in_place), open_store(str(store)), trial=trial)
+        assert not [one for one in done if one.what in BAD], done
+
+    return one_pass
+
+
+def standing(directory: Path) -> Standing:
+    """What stands there, by warmtap's own reading; raises where it is a half."""
+    place = LocalPlace(directory.parent)
+    return read_standing("there", *place.read(Version(directory.name, False)))
+
+
+def manifest(directory: Path) -> Path:
+    return directory / (WARMUP_PATH + MANIFEST_SUFFIX)
+
+
+def test_a_new_file_is_there_with_its_manifest_or_not_at_all(tmp_path: Path) -> None:
+    store = fill(tmp_path / "store", "a")
+    steps = 0
+    for step in range(MANY):
+        version = saved_model(tmp_path / str(step) / "m" / "9")
+        if not killed_at(step, work(version.parent, store)):
+            break
+        steps += 1
+        if (version / WARMUP_PATH).exists():
+            assert [one.ours for one in standing(version).records] == [True], step
+        else:
+            assert not killed_at(MANY, work(version.parent, store)), step
+            assert [one.ours for one in standing(version).records] == [True], step
+    # mkdir, chmod, open and fsync of the folder's folder; open, fchmod, fsync, replace and fsync of two files at least.
+    assert 14 <= steps < MANY
+
+
+def test_a_file_that_is_brought_up_to_date_is_the_old_or_the_new_one(tmp_path: Path) -> None:
+    template = saved_model(tmp_path / "template" / "9")
+    assert not killed_at(MANY, work(template.parent, fill(tmp_path / "first", "a")))
+    old = (template / WARMUP_PATH).read_bytes()
+    store = fill(tmp_path / "store", "ac")
+    seen = set()
+    for step in range(MANY):
+        version = tmp_path / str(step) / "m" / "9"
+        shutil.copytree(template, version)
+        ended = not killed_at(step, work(version.parent, store, in_place=True))
+        now = (version / WARMUP_PATH).read_bytes()
+        seen.add(now == old)
+        # Whatever manifest is beside it: no record of warmtap's own is taken for one that was made by hand.
+        assert all(one.ours for one in standing(version).records), step
+        assert len(list(read_records(now))) == (1 if now == old else 2), step
+        if now != old:
+            assert (version / f"{WARMUP_PATH}.prev").read_bytes() == old
+        # The next pass ends it, whatever was left.
+        assert not killed_at(MANY, work(version.parent, store, in_place=True)), step
+        assert len(list(read_records((version / WARMUP_PATH).read_bytes()))) == 2, step
+        assert all(one.ours for one in standing(version).records), step
+        if ended:
+            break
+    assert seen == {True, False}
+    assert step > 14
+
+
+def test_a_staged_version_is_served_with_its_file_or_not_yet(tmp_path: Path) -> None:
+    store = fill(tmp_path / "store", "a")
+    for step in range(MANY):
+        staging = tmp_path / str(step) / "staged"
+        saved_model(staging / "9")
+        base = tmp_path / str(step) / "m"
+        base.mkdir()
+        ended = not killed_at(step, work(base, store, staging=staging))
+        if (base / "9").exists():
+            assert [one.ours for one in standing(base / "9").records] == [True], step
+            assert manifest(base / "9").exists()
+            assert not (staging / "9").exists()
+        else:
+            assert (staging / "9" / "saved_model.pb").exists()
+            assert not killed_at(MANY, work(base, store, staging=staging)), step
+            assert [one.ours for one in standing(base / "9").records] == [True], step
+        if ended:
+            break
+    assert step > 14
