@@ -17,10 +17,12 @@ import typer
 
 from capture.admission import Admission
 from capture.commands.options import DEFAULT_STORE, SharedOption, StoreOption
+from capture.commands.scrubbing import ScrubOption, ScrubRuleOption, say_unused, scrub_rules
 from capture.commands.tables import printable
 from capture.config import Limits, ListenerConfig
 from capture.dialects.table import BY_NAME
 from capture.errors import UserError
+from capture.export.scrub_rules import Rules
 from capture.export.tfrecord import masked_crc
 from capture.ingest.har import read_har
 from capture.ingest.lines import read_line
@@ -28,6 +30,7 @@ from capture.ingest.predictions import read_predictions
 from capture.ingest.recorded import Recorded, Recorder, Unread
 from capture.levels import Levels
 from capture.pipeline import Pipeline
+from capture.scrubbing import UNSCRUBBED
 from capture.store.base import Store, open_store
 
 #: What ``--format`` may say.
@@ -67,6 +70,8 @@ def ingest(
     level: Annotated[
         str, typer.Option("--level", help="What tells records apart beside names, as capture.level.", metavar="LEVEL")
     ] = "names",
+    scrub: ScrubOption = False,
+    scrub_rule: ScrubRuleOption = None,
     again: Annotated[bool, typer.Option("--again", help="Count what was ingested before once more.")] = False,
     allow_shared_store: SharedOption = False,
 ) -> None:
@@ -75,7 +80,10 @@ def ingest(
     A response with success makes a request proven; without a response it is unproven. What a file begins with and was
     ingested before is passed over, so that a log that has grown, or a run that was interrupted, goes on where it ended.
 
-    Exit code 0: all was read. 1: something could not be read; it is named on standard error, and the rest is stored.
+    With --scrub the store gets no value that was recorded; what cannot be scrubbed is counted and not kept.
+
+    Exit code 0: all was read. 1: something could not be read, or not be scrubbed; it is named on standard error, and
+    the rest is stored.
     """
     if form and form not in FORMATS:
         raise UserError(f"--format {form}: no such format; one of: {', '.join(FORMATS)}")
@@ -85,27 +93,42 @@ def ingest(
         levels = Levels(level)
     except ValueError as error:
         raise UserError(f"--{error}") from None
+    rules = scrub_rules(scrub, scrub_rule)
     listener = ListenerConfig("", dialect, service, version)
     opened = open_store(store, create=True, allow_shared=allow_shared_store)
     try:
-        job = _Job(opened, listener, again, levels)
+        job = _Job(opened, listener, again, levels, rules)
         for file in files:
             job.read(file, form)
     finally:
         opened.close()
+    if rules is not None:
+        say_unused(rules)
+    failed = []
     if job.unread:
-        raise UserError(f"{job.unread} of {job.unread + job.records} requests could not be read; they are named above")
+        failed.append(f"{job.unread} of {job.unread + job.records} requests could not be read; they are named above")
+    if job.unscrubbed:
+        failed.append(
+            f"{job.unscrubbed.total()} requests could not be scrubbed: they are counted, and not kept"
+            f" ({next(iter(job.unscrubbed))}); mend it, and ingest them into a new store"
+        )
+    if failed:
+        raise UserError("; ".join(failed))
 
 
 class _Job:
     """All files of one call."""
 
-    def __init__(self, store: Store, listener: ListenerConfig, again: bool, levels: Levels) -> None:
+    def __init__(
+        self, store: Store, listener: ListenerConfig, again: bool, levels: Levels, rules: Rules | None
+    ) -> None:
         limits = Limits()
         self._store = store
         self._again = again
         self._counters: Counter[str] = Counter()
         self.records = self.unread = 0
+        #: Requests that could not be scrubbed, by what and why.
+        self.unscrubbed: Counter[str] = Counter()
         admission = Admission(
             signatures_per_version=limits.signatures_per_version,
             new_signatures_per_hour=limits.new_signatures_per_hour,
@@ -127,6 +150,7 @@ class _Job:
             count=self._count,
             draw=random.random,
             levels=levels,
+            scrub=rules,
         )
         self._recorder = Recorder(
             self._pipeline, listener, request_bytes=limits.request_bytes, open_bytes=limits.open_bytes, now=now
@@ -184,6 +208,9 @@ class _Job:
     def _write(self, size: int, digest: str) -> None:
         """All or nothing, and with it that the file was ingested up to here."""
         batch = self._pipeline.take()
+        for (_, model, outcome, reason), count in batch.refusals.items():
+            if outcome == UNSCRUBBED:
+                self.unscrubbed[f"{model}: {reason}"] += count
         suffix = f" again {time.time_ns()}" if self._again else ""
         batch.run = f"{_RUN} {size} {digest}{suffix}"
         batch.updated_at = time.time()

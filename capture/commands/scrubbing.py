@@ -18,7 +18,7 @@ from capture.signature import REST_METHODS
 from capture.store.base import Sample
 
 ScrubOption = Annotated[
-    bool, typer.Option("--scrub", help="Write no value that users sent: numbers become 0, strings need a rule.")
+    bool, typer.Option("--scrub", help="Keep no value that users sent: numbers become 0, strings need a rule.")
 ]
 ScrubRuleOption = Annotated[
     list[str] | None,
@@ -56,6 +56,11 @@ def scrubbed(form: Format, records: list[tuple[Record, Sample]], rules: Rules | 
     if failed:
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
         raise ExportError(f"--scrub: cannot scrub {failed[0]}{more}; nothing was written")
+    say_unused(rules)
+    return found
+
+
+def say_unused(rules: Rules) -> None:
+    """Name every rule that applied to nothing: its name may be misspelt."""
     for name in rules.unused():
         print(f"--scrub-rule {name}: no request has such an input", file=sys.stderr)
-    return found

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from capture.commands.ingest import WRITE_RECORDS
 from capture.export.tfrecord import frame, prediction_log
+from capture.schema import messages
 from capture.schema.wire import length_delimited
 from capture.store.base import Batch, Store, StoredSignature, open_store
 from tests.support import calls
@@ -229,3 +232,64 @@ def test_a_level_tells_shapes_apart(tmp_path: Path, place: Path) -> None:
     _, lines = ingest(place, file, "--level", "shape", status=1)
     assert len(lines) == 1
     assert lines[0].startswith("capture: error: --level: 'shape' is no level; write names, shapes, ")
+
+
+SECRET = b"secret-4711"
+
+
+def private(alias: str = "s") -> bytes:
+    """A Predict with a string and a number that nobody should find again."""
+    request = messages.PredictRequest.FromString(calls.predict({alias: (7, (1,)), "x": (1, (2,))}))
+    request.inputs[alias].MergeFromString(length_delimited(8, SECRET))
+    request.inputs["x"].MergeFromString(length_delimited(4, b"4711_710"))
+    return bytes(request.SerializeToString())
+
+
+def recorded(*bodies: bytes, path: str = GRPC) -> str:
+    return "".join(json.dumps({"path": path, "body_base64": b64(body), "grpc_status": 0}) + "\n" for body in bodies)
+
+
+def test_scrubbed_nothing_of_what_was_recorded_gets_into_the_store(tmp_path: Path, place: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    # Twice: one is the sample, one is held out.
+    file.write_text(
+        recorded(private(), private()) + eas_line(body_base64=b64(gzip.compress(calls.eas({"y": [47.5] * 9}))))
+    )
+    said, errors = ingest(place, file, "--scrub", "--scrub-rule", "m:s=constant:nobody", "--scrub-rule", "m:z=keep")
+    assert said == f"{file}: requests 3: proven 3\n"
+    assert errors == ["--scrub-rule m:z: no request has such an input"]
+    store = opened(place)
+    assert {row.key.owner.model for row in store.signatures()} == {"m", "rank"}
+    for row in store.signatures():
+        sample = store.sample(row.key)
+        assert sample is not None
+        assert (b"nobody" in sample.body) == (row.key.owner.model == "m")
+    assert len(list(store.held_out())) >= 1
+    store.close()
+    stored = b"".join(path.read_bytes() for path in tmp_path.glob("s.sqlite*"))
+    assert b"nobody" in stored
+    for value in (SECRET, b"4711_710", struct.pack("<2f", 47.5, 47.5)):
+        assert value not in stored
+    # Without rules they are found, where they are.
+    ingest(tmp_path / "plain", file)
+    plain = b"".join(path.read_bytes() for path in tmp_path.glob("plain*"))
+    assert all(value in plain for value in (SECRET, b"4711_710", struct.pack("<2f", 47.5, 47.5)))
+
+
+def test_what_cannot_be_scrubbed_is_counted_and_not_kept(tmp_path: Path, place: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    rest = json.dumps({"path": "/v1/models/m:predict", "body": f'{{"inputs": "{SECRET.decode()}"}}', "status": 200})
+    file.write_text(recorded(private(), calls.predict()) + rest + "\n")
+    said, errors = ingest(place, file, "--scrub", status=1)
+    assert said == f"{file}: requests 3: proven 3\n"
+    (error,) = errors
+    assert error.startswith(
+        "capture: error: 2 requests could not be scrubbed: they are counted, and not kept (m: input s"
+    )
+    assert error.endswith("; mend it, and ingest them into a new store")
+    found = rows(place)
+    assert sorted((row.proven, row.sample_at is not None) for row in found) == [(1, False), (1, False), (1, True)]
+    assert SECRET not in b"".join(path.read_bytes() for path in tmp_path.glob("s.sqlite*"))
+    assert ingest(place, file, "--scrub-rule", "m:s=keep", status=1)[1] == [
+        "capture: error: --scrub-rule: is for --scrub; say both"
+    ]
