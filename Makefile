@@ -6,6 +6,8 @@ EAS_VENV := .venv-eas
 JS := tests/clients/js
 BIN := $(VENV)/bin
 PIP_QUIET := --quiet --disable-pip-version-check
+# The tests start some hundred processes of this project: each would compile its modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo bench faults soak fuzz properties images test unit lint types check schema docs requirements clean
 
@@ -13,7 +15,7 @@ help:
 	@echo "make demo    set up, then the main job on real input; results in demo-out/"
 	@echo "make bench   CPU per request against nginx and aiohttp; results in bench-out/. Needs nginx,"
 	@echo "             wrk and h2load; on Debian: apt-get install nginx wrk nghttp2-client"
-	@echo "make test    set up, then all tests"
+	@echo "make test    set up, then all tests, a file on each core (JOBS=0: one after the other)"
 	@echo "make unit    the tests that start no process and no TensorFlow: seconds"
 	@echo "make faults  what fails, under load: three minutes. As root also full and read-only disks"
 	@echo "make soak    ten minutes of traffic (SOAK=600), memory by process; faults-out/soak.json"
@@ -55,8 +57,11 @@ ROUNDS ?= 5
 bench: setup
 	@$(BIN)/python -m tests.bench --rounds $(ROUNDS)
 
+# As many processes as there are cores, a file of tests at a time; JOBS=0 is one after the other.
+JOBS ?= auto
+PYTEST_JOBS := --numprocesses $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST_JOBS)
 
 # atheris runs the targets two at a time, in an environment of its own.
 FUZZ_VENV := .venv-fuzz

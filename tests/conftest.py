@@ -49,3 +49,14 @@ def census(model_cache: Path) -> Path:
 def compiled(model_cache: Path) -> Path:
     """The version directory of the model that XLA compiles; read-only."""
     return saved_model(model_cache, "compiled")
+
+
+#: What takes longest runs first: where several processes share the suite, short files fill what is left at the end.
+LONGEST_FIRST = ("faults", "demo", "e2e", "replay", "proxy")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """By directory; the order within one stays."""
+    here = Path(__file__).parent
+    rank = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.relative_to(here).parts[0], len(rank)))

@@ -23,6 +23,7 @@ from capture.counters import LOSSES, Counters
 from tests.bench import cpu
 from tests.support.certificates import Issued
 from tests.support.net_sidecar import Sidecar, wait_gone
+from tests.support.ports import free_port
 from tests.support.waiting import until
 
 _NGINX = """
@@ -145,11 +146,6 @@ class Warmtap(Contender):
             return f"{proven} requests were hashed of {completed}"
         lost = {name: n for name in LOSSES if (n := self._since(name))}
         return f"lost: {lost}" if lost else ""
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 def _answers(port: int) -> bool:

@@ -19,6 +19,7 @@ from tests.faults.conftest import Start
 from tests.support.few_descriptors import LIMIT
 from tests.support.net_http import echo_server
 from tests.support.net_relay import receive_until_end, reset, server
+from tests.support.ports import free_port
 from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.server
@@ -91,14 +92,8 @@ def test_model_servers_that_refuse_reset_hang_and_half_close(start: Start) -> No
         sock.shutdown(socket.SHUT_WR)
         receive_until_end(sock)
 
-    with (
-        server(resets) as one,
-        server(hangs) as two,
-        server(half_closes) as three,
-        socket.create_server(("", 0)) as off,
-    ):
-        refused = f"127.0.0.1:{off.getsockname()[1]}"
-        off.close()
+    refused = f"127.0.0.1:{free_port()}"
+    with server(resets) as one, server(hangs) as two, server(half_closes) as three:
         relay = {"drain_delay": 0, "shutdown_timeout": 2}
         front = start(upstreams=(refused, str(one), str(three)), relay=relay)
         with front.unharmed():
@@ -120,8 +115,7 @@ def test_model_servers_that_refuse_reset_hang_and_half_close(start: Start) -> No
 
 
 def test_a_model_server_that_dies_and_returns(start: Start) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     front = start(upstreams=(f"127.0.0.1:{port}",))
     with front.unharmed():
         for _ in range(3):

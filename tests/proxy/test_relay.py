@@ -26,6 +26,7 @@ from tests.support.net_relay import (
     reset,
     server,
 )
+from tests.support.ports import free_port
 from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.server
@@ -48,8 +49,7 @@ def start(request: pytest.FixtureRequest) -> Iterator[Start]:
 
 
 def closed_port() -> Address:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return Address("127.0.0.1", sock.getsockname()[1])
+    return Address("127.0.0.1", free_port())
 
 
 def send_in_pieces(sock: socket.socket, data: bytes, rng: random.Random) -> None:

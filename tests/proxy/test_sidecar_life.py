@@ -20,6 +20,7 @@ import pytest
 from tests.support.net_http import Echo, Load, echo_server, http_socket
 from tests.support.net_relay import receive_until_end
 from tests.support.net_sidecar import Sidecar, gone
+from tests.support.ports import free_port
 from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.server
@@ -42,11 +43,6 @@ def settings(tmp_path: Path, upstream: str, *, name: str = "settings.yaml", **mo
     path = tmp_path / name
     path.write_bytes(msgspec.yaml.encode(plain | more))
     return str(path)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 def ask(port: int) -> int:

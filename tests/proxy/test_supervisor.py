@@ -31,6 +31,7 @@ from tests.support import net_sidecar
 from tests.support.net_http import Load, echo_server
 from tests.support.net_relay import receive_all, receive_until_end, server
 from tests.support.net_sidecar import Sidecar, wait_gone
+from tests.support.ports import free_port
 from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.server
@@ -231,8 +232,7 @@ def resident(pid: int) -> int:
 
 def test_an_unread_stderr_stops_nobody(tmp_path: Path, model: str) -> None:
     """Logging blocks: with stderr a full pipe that nobody reads, the sidecar serves, restarts a worker, and stops."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     read, write = os.pipe()
     os.set_blocking(write, False)
     with contextlib.suppress(BlockingIOError):

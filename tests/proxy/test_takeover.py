@@ -18,9 +18,10 @@ import pytest
 from proxy.address import parse
 from proxy.listening import Listening
 from proxy.takeover import Predecessor, TakeOverSocket
-from tests.proxy.test_sidecar_life import DOUBLE, ask, free_port, settings
+from tests.proxy.test_sidecar_life import DOUBLE, ask, settings
 from tests.support.net_http import echo_server
 from tests.support.net_sidecar import Sidecar
+from tests.support.ports import free_port
 from tests.support.processes import Process
 from tests.support.waiting import PATIENCE, until
 

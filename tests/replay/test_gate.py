@@ -22,6 +22,7 @@ from tests.replay.test_host_eas import post as post_eas
 from tests.replay.test_replay import bins
 from tests.support.calls import predict
 from tests.support.net_http import Echo, echo_server
+from tests.support.ports import free_port
 from tests.support.processes import Process, capture
 from tests.support.stores import NOW, add, filled, key_of
 from tests.support.tf_host import HostProcess
@@ -59,8 +60,7 @@ class GateProcess(Process):
 @pytest.fixture
 def port() -> int:
     """One that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
+    return free_port()
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ def test_gzip(edge_rest: Rest) -> None:
     ("coding", "body", "status", "phrase"),
     [
         ("gzip", b'{"inputs": [[1, 2, 3]]}', 400, "The document is empty"),
-        ("gzip", gzip.compress(b'{"inputs": [[1, 2, 3]]}')[:-9], 400, "The document is empty"),
+        ("gzip", gzip.compress(b'{"inputs": [[1, 2, 3]]}', mtime=0)[:-9], 400, "The document is empty"),
         # Only gzip is looked for, and by case.
         ("deflate", zlib.compress(b'{"inputs": [[1, 2, 3]]}'), 400, "Invalid value."),
         ("deflate", b'{"inputs": [[1, 2, 3]]}', 200, "outputs"),

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.support.ports import free_port
 from tests.support.waiting import PATIENCE, until
 
 NGINX = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
@@ -44,11 +45,6 @@ http {{
 """
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
-
-
 def _answers(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=PATIENCE):
         return True
@@ -70,7 +66,7 @@ def _running(command: list[str], port: int) -> Iterator[str]:
 @contextlib.contextmanager
 def nginx(scratch: Path, to: str, sink: str) -> Iterator[str]:
     """``mirror``, as docs/eas.md has it. ``host:port`` to send to."""
-    port = _free_port()
+    port = free_port()
     path = scratch / "nginx.conf"
     path.write_text(_CONFIG.format(scratch=scratch, port=port, to=to, sink=sink))
     with _running([str(NGINX), "-p", str(scratch), "-c", str(path)], port) as address:
@@ -98,7 +94,7 @@ def _cluster(name: str, where: str, *, http2: bool) -> dict[str, Any]:
 @contextlib.contextmanager
 def envoy(scratch: Path, to: str, sink: str, *, http2: bool) -> Iterator[str]:
     """``request_mirror_policies``, which Istio sets too. ``host:port`` to send to."""
-    port = _free_port()
+    port = free_port()
     route = {
         "match": {"prefix": "/"},
         "route": {"cluster": "server", "timeout": "0s", "request_mirror_policies": [{"cluster": "sink"}]},
