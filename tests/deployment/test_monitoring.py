@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,6 +80,23 @@ def test_promtool_takes_rules_and_their_cases(words: tuple[str, ...]) -> None:
     if shutil.which("promtool") is None:
         pytest.skip("promtool is missing (Debian: prometheus)")
     done = subprocess.run(["promtool", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_promtool_takes_the_jobs(tmp_path: Path) -> None:
+    if shutil.which("promtool") is None:
+        pytest.skip("promtool is missing (Debian: prometheus)")
+    config = yaml.safe_load((RULES.parent / "scrape.yaml").read_text())
+    assert [RULES.parent / name for name in config["rule_files"]] == [RULES]
+    config["rule_files"] = [str(RULES)]
+    [pods] = [one for one in config["scrape_configs"] if "kubernetes_sd_configs" in one]
+    # Debian's is built without Kubernetes.
+    [found] = pods.pop("kubernetes_sd_configs")
+    assert (found["role"], found["namespaces"]["names"]) == ("pod", ["serving"])
+    path = tmp_path / "prometheus.yml"
+    path.write_text(yaml.safe_dump(config))
+    words = ["promtool", "check", "config", "--syntax-only", str(path)]
+    done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

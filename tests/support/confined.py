@@ -18,6 +18,9 @@ from tests.support.processes import ROOT
 
 #: <linux/sched.h>
 CLONE_NEWNS: Final = 0x00020000
+#: <linux/prctl.h>
+PR_SET_MDWE: Final = 65
+PR_MDWE_REFUSE_EXEC_GAIN: Final = 1
 #: The kernel's own; a container has them writable as well.
 KERNEL: Final = ("/proc", "/sys", "/dev/pts", "/dev/mqueue")
 
@@ -52,6 +55,8 @@ def main() -> None:
         if mounted != directory and not any(f"{mounted}/".startswith(f"{one}/") for one in KERNEL):
             subprocess.run(["mount", "-o", "remount,bind,ro", mounted], check=mounted == "/", stderr=subprocess.DEVNULL)
     os.chdir(directory)
+    # As under MemoryDenyWriteExecute= of config/systemd/warmtap.service, where the kernel can (Linux 6.3).
+    ctypes.CDLL(None).prctl(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0)
     command = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
     command += ["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", program or sys.executable]
     if program is not None:
