@@ -122,7 +122,7 @@ schema: setup
 # refresh, and build for their wheel) get the same versions.
 PIN := uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header --no-annotate --quiet
 requirements:
-	$(PIN) pyproject.toml --extra tensorflow --extra plot --group dev -o requirements/dev.txt
+	$(PIN) pyproject.toml --extra tensorflow --extra plot --extra s3 --extra oss --extra gs --group dev -o requirements/dev.txt
 	$(PIN) pyproject.toml --constraint requirements/dev.txt -o requirements/sidecar.txt
 	$(PIN) pyproject.toml --extra tensorflow --constraint requirements/dev.txt -o requirements/refresh.txt
 	$(PIN) pyproject.toml --group fuzz --constraint requirements/dev.txt -o requirements/fuzz.txt

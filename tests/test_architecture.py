@@ -61,6 +61,7 @@ PURE = (
     "capture/store/base.py",
     "capture/store/redis_parts.py",
     "capture/store/redis_url.py",
+    "replay/publishing/addresses.py",
     "replay/verdict.py",
     "replay/watching.py",
     "replay/watch_metrics.py",
