@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from importlib import import_module
@@ -45,6 +46,9 @@ COMMANDS: Final = {
     "host": Command("replay.commands.host:host", "Serve a SavedModel locally by the servers' own rules."),
 }
 
+#: A URL up to its password, and the password.
+_PASSWORD: Final = re.compile(r"(\b(?:rediss?(?:\+cluster)?|unix)://[^\s:/@]*:)\S*@")
+_HIDDEN: Final = r"\1***@"
 #: These serve until SIGTERM and handle it themselves.
 SERVING: Final = frozenset({"proxy", "worker", "host"})
 #: Packages that only ``warmtap[tensorflow]`` brings.
@@ -120,8 +124,8 @@ def _terminated(*_: object) -> None:
 def _fail(text: str) -> NoReturn:
     from capture.commands.tables import printable
 
-    # A text may name what traffic named, and is one line.
-    print(f"capture: error: {printable(text)}", file=sys.stderr)
+    # A text may name what traffic named, and is one line; it may name a store by its URL.
+    print(f"capture: error: {_PASSWORD.sub(_HIDDEN, printable(text))}", file=sys.stderr)
     sys.exit(1)
 
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from capture.admission_state import Decision, Held, Known, VersionState
 from capture.dialects.base import Outcome
-from capture.store.base import HOUR, MAX_SHAPES, OTHER, Batch, ModelVersion, RecordKey, StoredHeldOut, StoredSignature
+from capture.store.base import HOUR, MAX_SHAPES, OTHER, ModelVersion, RecordKey, StoredHeldOut, StoredSignature
 
 #: A sample of another shape than the most frequent one is replaced once that shape was seen this many times as often.
 SHAPE_LEAD: Final = 2
@@ -32,6 +32,10 @@ MAX_MODEL_VERSIONS: Final = 1024
 #: While that many are known: more new ones in an hour than this are turned away. A server that answers under any name
 #: would otherwise fill the store with what is left of each.
 NEW_VERSIONS_PER_HOUR: Final = 64
+#: Seconds for which the threshold holds that a store told which many write; and what is proposed after it, in multiples
+#: of the rate of this one's own traffic, which all the traffic is not below: chance makes it no more than that.
+TOLD_SECONDS: Final = 120.0
+TOLD_MARGIN: Final = 2.0
 
 
 class Admission:
@@ -204,14 +208,18 @@ class Admission:
 
     def _threshold(self, state: VersionState, now: float) -> float:
         """Draws below it enter the reservoir."""
-        if state.full and (largest := state.largest()) is not None:
+        if now - state.told_at <= TOLD_SECONDS:
+            return state.told_cut
+        # What this one has in the reservoir of all says nothing of its largest draw.
+        margin = TOLD_MARGIN if state.told_at > 0 else 1.0
+        if margin == 1.0 and state.full and (largest := state.largest()) is not None:
             return largest[0]
         state.cut_age += 1
         if state.cut is None or state.cut_age >= CUT_CALLS:
             state.cut_age = 0
             window = int((now - self._held_seconds) // HOUR)
             calls = sum(count for hour, count in state.calls.items() if hour >= window)
-            state.cut = self._held_requests / max(calls, self._held_requests)
+            state.cut = min(1.0, margin * self._held_requests / max(calls, self._held_requests))
         return state.cut
 
     def _shrink(self, state: VersionState, newest: str, decision: Decision) -> None:
@@ -333,6 +341,8 @@ class Admission:
         return known
 
     def _readmit(self, key: RecordKey, state: VersionState, known: Known, decision: Decision) -> bool:
+        if known.last_seen < known.barred_until:
+            return False
         if state.live >= self._max_signatures:
             lowest = state.lowest()
             if lowest is not None and state.signatures[lowest].rank >= known.rank:
@@ -383,16 +393,3 @@ class Admission:
                 self._evict(owner, self._versions[owner], digest, decision)
             else:
                 return
-
-
-def drop_requests(batch: Batch, admission: Admission) -> int:
-    """Drop the requests of a batch that cannot be stored, so that others are captured in their place; the number
-    dropped. What was counted stays in the batch."""
-    dropped = len(batch.samples) + len(batch.held_out)
-    for key in batch.samples:
-        admission.not_stored(key)
-    for held_id, (key, _) in batch.held_out.items():
-        admission.not_stored(key, held_id)
-    batch.samples.clear()
-    batch.held_out.clear()
-    return dropped

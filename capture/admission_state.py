@@ -29,6 +29,8 @@ class Known:
     held: str = ""
     held_at: float = 0.0
     evicted: bool = False
+    #: It does not come back before this time: the store, which others write too, has evicted it.
+    barred_until: float = 0.0
 
     @property
     def rank(self) -> tuple[int, int, float]:
@@ -80,6 +82,8 @@ class VersionState:
         "reservoir_bytes",
         "reservoir_count",
         "signatures",
+        "told_at",
+        "told_cut",
     )
 
     def __init__(self) -> None:
@@ -103,6 +107,9 @@ class VersionState:
         #: The reservoir was at its bound (requests or bytes) when it last changed.
         self.full = False
         self.last_seen = 0.0
+        #: Draws below it enter the reservoir of all sidecars together, as the store said at ``told_at``.
+        self.told_cut = 1.0
+        self.told_at = float("-inf")
 
     def learn(self, digest: str, known: Known) -> None:
         """Remember one more."""

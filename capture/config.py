@@ -78,6 +78,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retention: float = 30 * 86400.0
     #: Seconds between two writes of counted hits; a new signature is written at once.
     flush_interval: float = 1.0
+    #: The same where many sidecars write one store; each interval is drawn anew between half and one and a half of it.
+    shared_flush_interval: float = 10.0
     #: Bytes: RLIMIT_AS of the process, which ends and is started anew when 80 % of it are resident. 0: no limit.
     memory_bytes: int = 0
     #: Requests are shed at random while the worker is further behind the relay than this, in seconds. 0: never.

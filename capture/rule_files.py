@@ -9,7 +9,7 @@ from capture.config import WorkerConfig
 from capture.errors import UserError
 from capture.export.scrub_rules import RuleError, Rules, read_rules, vocabulary_files
 from capture.scrubbing import first_unscrubbed
-from capture.store.base import Store
+from capture.store.base import Store, shown_store
 
 
 def capture_rules(config: WorkerConfig, store: Store) -> Rules | None:
@@ -19,7 +19,8 @@ def capture_rules(config: WorkerConfig, store: Store) -> Rules | None:
     rules = load_rules(config.scrub_rules, "capture.scrub_rules: ")
     if digest := first_unscrubbed(store, rules):
         raise UserError(
-            f"store {config.store}: {digest} was stored unscrubbed, or by other rules; name another store, or delete it"
+            f"store {shown_store(config.store)}: {digest} was stored unscrubbed, or by other rules; name another store,"
+            " or delete it"
         )
     return rules
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import queue
+import random
 import threading
 import time
 from collections import deque
 from typing import Final
 
 from capture.counters import Counters
-from capture.store.base import Batch, Store, StoreError, StoreGone
+from capture.store.base import Batch, Store, StoreError, StoreGone, Told
 
 log = logging.getLogger("worker")
 
@@ -31,6 +32,8 @@ class StoreWriter:
         self._deadline = 0.0
         #: What was handed over and is not written.
         self._pending: deque[Batch] = deque()
+        #: What a store that many write said of batches, to be taken up by the worker's own thread.
+        self.told: deque[Told] = deque()
         #: What ended the thread: the store is gone, or a mistake of our own. Nothing is written any more.
         self.error: BaseException | None = None
         #: Set while no batch is being written.
@@ -75,7 +78,7 @@ class StoreWriter:
         while True:
             batch.counters = self._counters.snapshot()
             try:
-                self._store.apply(batch)
+                told = self._store.apply(batch)
             except StoreGone:
                 self._counters.add("store_failures")
                 raise
@@ -83,7 +86,8 @@ class StoreWriter:
                 self._counters.add("store_failures")
                 if not self._stopping.is_set():
                     _failed(error, retry_seconds=wait)
-                    self._stopping.wait(wait)
+                    # Sidecars that lost their store together do not come back together.
+                    self._stopping.wait(wait * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
                     wait = min(2 * wait, longest)
                     continue
                 if time.monotonic() + LAST_RETRY_SECONDS > self._deadline:
@@ -92,6 +96,8 @@ class StoreWriter:
                 time.sleep(LAST_RETRY_SECONDS)
             else:
                 self._counters.add("store_writes")
+                if told is not None:
+                    self.told.append(told)
                 return True
 
 

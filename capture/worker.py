@@ -12,6 +12,7 @@ import argparse
 import logging
 import os
 import random
+import secrets
 import select
 import signal
 import socket
@@ -22,7 +23,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from capture.admission import Admission, drop_requests
+from capture.admission import Admission
+from capture.admission_told import drop_requests, learn
 from capture.attribution import settle
 from capture.config import WORKER_CLOSE_SECONDS, WorkerConfig
 from capture.counters import SLOT, Counters
@@ -37,7 +39,8 @@ from capture.pipeline import Pipeline
 from capture.rule_files import capture_rules
 from capture.shedding import Start, shed_share
 from capture.status_board import StatusBoard
-from capture.store.base import Bounds, Store, StoreError, open_store, shown_store
+from capture.store.base import Store, StoreError, Told, open_store, shown_store
+from capture.store_pace import StorePace, bounds_of
 from capture.store_writer import StoreWriter
 from capture.tap import Frame, TapError, TapReader
 from capture.worker_memory import (
@@ -106,10 +109,12 @@ class Worker:
             held_out_seconds=limits.held_out_seconds,
             refresh_after=config.refresh_after,
         )
-        self._admission.load(store.signatures(), store.held_out_index())
+        # A fleet's store tells by itself what is wrong of what is proposed to it, and may be away now.
+        if not store.shared:
+            self._admission.load(store.signatures(), store.held_out_index())
         self._pipeline = Pipeline(
             run=config.run,
-            name=f"{time.time_ns():x}-{os.getpid():x}",
+            name=f"{time.time_ns():x}-{secrets.token_hex(4)}",
             listeners=config.listeners,
             admission=self._admission,
             request_bytes=limits.request_bytes,
@@ -125,8 +130,8 @@ class Worker:
         if board is not None:
             self._pipeline.attribution.begin(board.asked())
         self._writer = StoreWriter(store, counters)
-        self._bounds = _bounds(config) if store.shared else None
-        self._flushed_at = 0.0
+        self._bounds = bounds_of(config) if store.shared else None
+        self._due = StorePace(config, shared=store.shared, chance=random.random)
         self._expired_at = time.monotonic()
         self._gauged_at = 0.0
         self._lag = 0.0
@@ -220,12 +225,18 @@ class Worker:
             self._expired_at = now
             self._expire(time.time())
         self._look_at_board()
-        due = now - self._flushed_at >= self._config.flush_interval
-        if (due or self._pipeline.urgent) and self._dirty:
+        while self._writer.told:
+            self._hear(self._writer.told.popleft())
+        payload = self._pipeline.batch.payload_bytes if self._pipeline.urgent else 0
+        if self._dirty and self._due.due(now, self._pipeline.urgent, payload):
             if self._writer.idle.is_set():
                 self._flush()
-            elif self._pipeline.urgent and self._pipeline.batch.payload_bytes > MAX_WAITING_BYTES:
+            elif payload > MAX_WAITING_BYTES:
                 self._counters.add("store_dropped", drop_requests(self._pipeline.batch, self._admission))
+
+    def _hear(self, told: Told) -> None:
+        learn(self._admission, told, self._pipeline.now)
+        self._counters.add("signatures_turned_away", sum(told.turned_away.values()))
 
     def _look_at_board(self) -> None:
         """Take up what the supervisor has learned of model versions, and say what is to be asked for."""
@@ -263,7 +274,7 @@ class Worker:
         put("worker_memory_bytes", resident)
 
     def _flush(self) -> None:
-        self._flushed_at = time.monotonic()
+        self._due.wrote(time.monotonic())
         self._dirty = False
         batch = self._pipeline.take()
         batch.bounds = self._bounds
@@ -277,19 +288,6 @@ class Worker:
             self._pipeline.batch.forget_before = now - self._config.retention
             self._admission.forget(now - self._config.retention)
         self._dirty = True
-
-
-def _bounds(config: WorkerConfig) -> Bounds:
-    limits = config.limits
-    return Bounds(
-        limits.signatures_per_version,
-        limits.new_signatures_per_hour,
-        limits.store_bytes,
-        limits.held_out_requests,
-        limits.held_out_bytes,
-        limits.held_out_seconds,
-        config.refresh_after,
-    )
 
 
 _RELAYED: Final = (SLOT["client_bytes"], SLOT["server_bytes"])

@@ -17,13 +17,14 @@ import typer
 from capture.counters import Counters
 from capture.logline import LineFormatter
 from capture.settings_errors import SettingsError
-from capture.store.base import store_path
+from capture.store.base import shown_store, store_path
 from proxy import address
 from proxy.admin.app import Admin
 from proxy.configs import check_certificates
 from proxy.listening import Listening
 from proxy.logs import LineSink, SinkHandler
-from proxy.settings import DEFAULT_STORE, Capture, Listener, Settings, check, load
+from proxy.settings import Listener, Settings, check, load
+from proxy.settings_capture import DEFAULT_STORE, Capture
 from proxy.supervisor import Supervisor
 from proxy.takeover import Predecessor, TakeOverError
 from proxy.worker_keeper import WORKER_COMMAND
@@ -86,6 +87,12 @@ def missing_directory(store: str) -> Path | None:
         return None if directory.is_dir() else directory
     except OSError:
         return None
+
+
+def shown(settings: Settings) -> Settings:
+    """Settings for eyes and logs: without the password that the store's URL may hold."""
+    capture = msgspec.structs.replace(settings.capture, store=shown_store(settings.capture.store))
+    return msgspec.structs.replace(settings, capture=capture)
 
 
 def read_settings(
@@ -164,7 +171,7 @@ def run(
     handler = SinkHandler(sink)
     handler.setFormatter(LineFormatter("supervisor"))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
-    effective = msgspec.json.encode(settings).decode()
+    effective = msgspec.json.encode(shown(settings)).decode()
     log.debug("effective settings", extra={"fields": {"settings": effective}})
     supervisor = Supervisor(
         settings,

@@ -12,9 +12,10 @@ import typer
 from capture.errors import UserError
 from capture.settings_errors import SettingsError
 from proxy.admin.auth import read_token
-from proxy.command import missing_directory, read_settings
+from proxy.command import missing_directory, read_settings, shown
 from proxy.configs import check_certificates
-from proxy.settings import DEFAULT_STORE, Settings, load
+from proxy.settings import Settings, load
+from proxy.settings_capture import DEFAULT_STORE
 from proxy.settings_docs import markdown
 
 config = typer.Typer(
@@ -51,7 +52,7 @@ def show(
 ) -> None:
     """Print the effective settings as YAML, defaults included. Keys and tokens are named by their files only."""
     settings = _read(lambda: read_settings(listen or [], upstream or [], file, store, allow_shared_store, sink or []))
-    print(msgspec.yaml.encode(settings).decode(), end="")
+    print(msgspec.yaml.encode(shown(settings)).decode(), end="")
 
 
 @config.command()

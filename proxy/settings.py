@@ -11,23 +11,22 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from capture.config import Limits, ListenerConfig
+from capture.config import ListenerConfig
 from capture.dialects.table import BY_NAME, EAS
 from capture.export.scrub_rules import check_rules
 from capture.levels import Levels
-from capture.settings_errors import LONGEST_SECONDS, SettingsError, convert, read_yaml
+from capture.settings_errors import SettingsError, convert, read_yaml
 from proxy import address
 from proxy.deadlines import Deadlines, KeepAlive
+from proxy.settings_capture import Capture, Seconds
 from proxy.settings_tls import ListenTls, UpstreamTls
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 ListenerMode = Literal["relay", "sink"]
-Seconds = Annotated[float, Meta(ge=0, le=LONGEST_SECONDS)]
 #: The kernel takes TCP_USER_TIMEOUT as milliseconds in an int.
 LONGEST_USER_TIMEOUT: Final = 2_147_483.0
 #: A worker with nothing to do takes 48 MB of address space; below this it might not even start.
 LOWEST_MEMORY_BYTES: Final = 128 << 20
-DEFAULT_STORE = "warmtap.sqlite"
 DEFAULT_ADMIN = "127.0.0.1:8590"
 
 
@@ -166,66 +165,6 @@ class Sink(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Seconds,
         Meta(description="seconds without a finished request, once one has begun, after which its connection is reset"),
     ] = 60.0
-
-
-class Capture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is kept of the traffic."""
-
-    store: Annotated[str, Meta(min_length=1, description="path of the SQLite store")] = DEFAULT_STORE
-    limits: Annotated[Limits, Meta(description="bounds of the capture worker, in bytes, counts or seconds")] = Limits()
-    refresh_after: Annotated[
-        Seconds, Meta(description="seconds after which a sample is replaced by a newer request of its signature")
-    ] = 86400.0
-    retention: Annotated[
-        Seconds, Meta(description="seconds after which what is not seen is deleted; 0 keeps it for ever")
-    ] = 30 * 86400.0
-    flush_interval: Annotated[
-        float,
-        Meta(
-            gt=0,
-            le=LONGEST_SECONDS,
-            description="seconds between two writes of counted hits; a new signature is written at once",
-        ),
-    ] = 1.0
-    memory_bytes: Annotated[
-        int,
-        Meta(
-            ge=0,
-            le=1 << 62,
-            description="address space of the capture worker, in bytes; it is started anew when 80 % are resident; 0 "
-            "is no limit",
-        ),
-    ] = 2 << 30
-    shed_lag: Annotated[
-        Seconds,
-        Meta(description="seconds behind the relay from which on requests are passed over at random; 0 is never"),
-    ] = 1.0
-    status_interval: Annotated[
-        float,
-        Meta(ge=0.1, le=3600, description="seconds between two looks at the versions of a model server (status)"),
-    ] = 5.0
-    scrub: Annotated[
-        Literal["off", "at_capture"],
-        Meta(description="at_capture: values are replaced before anything is stored (docs/scrub.md)"),
-    ] = "off"
-    scrub_rules: Annotated[
-        tuple[str, ...], Meta(description="what inputs hold then: `[ranking:user_id=constant:0]`; strings need a rule")
-    ] = ()
-    level: Annotated[
-        str,
-        Meta(
-            description="what tells records apart beside names: names (nothing), shapes, shapes(batch=1,8,32), "
-            "values(INPUT, ...) or shapes+values(INPUT, ...); see docs/levels.md"
-        ),
-    ] = "names"
-    levels: Annotated[dict[str, str], Meta(description="models of another level, by name")] = {}
-    worker_socket: Annotated[
-        str,
-        Meta(description="path of a Unix socket for capture workers in containers of their own; empty: started here"),
-    ] = ""
-    allow_shared_store: Annotated[
-        bool, Meta(description="true uses a store that others than its owner may read or write")
-    ] = False
 
 
 class Admin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -41,6 +41,8 @@ PURE = (
     "capture/notices.py",
     "capture/admission.py",
     "capture/admission_state.py",
+    "capture/admission_told.py",
+    "capture/store_pace.py",
     "capture/schema/tensors.py",
     "capture/schema/wire.py",
     "capture/schema/tensor_bytes.py",

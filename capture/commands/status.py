@@ -14,6 +14,7 @@ from capture.commands.options import DEFAULT_ADMIN, DEFAULT_STORE
 from capture.commands.tables import printable
 from capture.diagnosis import Facts, Finding, diagnose
 from capture.errors import UserError
+from capture.store.base import shown_store
 from capture.store.summary import store_facts
 
 #: Seconds that a sidecar may take to answer.
@@ -40,7 +41,10 @@ def status(
     if store is not None:
         facts = store_facts(store)
         findings = diagnose(Facts(counters=facts.counters, store=facts))
-        document: dict[str, Any] = {"store": {"url": store, **msgspec.to_builtins(facts)}, "findings": findings}
+        document: dict[str, Any] = {
+            "store": {"url": shown_store(store), **msgspec.to_builtins(facts)},
+            "findings": findings,
+        }
     else:
         document = _ask(admin, token_file)
         findings = msgspec.convert(document["findings"], list[Finding])

@@ -17,7 +17,7 @@ from capture.export.read_requests import read_eas_bin, read_eas_txt, read_jsonl
 from capture.export.read_tfrecord import read_tfrecord
 from capture.export.tfrecord import WARMUP_PATH, masked_crc
 from capture.levels import short
-from capture.store.base import Store, open_store
+from capture.store.base import SERVERS, Store, open_store
 
 #: What ``--format`` may say.
 KINDS: Final = ("tfrecord", "eas-bin", "eas-txt", "jsonl", STORE)
@@ -60,7 +60,7 @@ def read_any(
 
 def is_store(name: str, form: str = "") -> bool:
     """Whether this is, or is said to be, a store. False where it cannot be opened."""
-    if form == STORE or name.startswith("sqlite:"):
+    if form == STORE or name.startswith(("sqlite:", *(f"{scheme}://" for scheme in SERVERS))):
         return True
     if form:
         return False

@@ -333,10 +333,10 @@ def store_path(url: str) -> Path:
     return Path(rest if separator and scheme == "sqlite" else url)
 
 
-def open_store(url: str, *, create: bool = False, allow_shared: bool = False, allow_plaintext: bool = False) -> Store:
+def open_store(url: str, *, create: bool = False, allow_shared: bool = False) -> Store:
     """The store at ``url``: a path, ``sqlite:PATH``, or a server (:mod:`capture.store.redis_url`). Without ``create``
-    it must exist. A file that others than its owner may read or write is refused unless ``allow_shared``; a server on
-    another machine without TLS unless ``allow_plaintext``. Raises StoreError."""
+    it must exist. A file that others than its owner may read or write is refused unless ``allow_shared``. Raises
+    StoreError."""
     scheme, separator, _ = url.partition("://")
     if separator:
         if scheme not in SERVERS:
@@ -345,7 +345,7 @@ def open_store(url: str, *, create: bool = False, allow_shared: bool = False, al
             raise StoreError(f"store {shown_store(url)}: unknown kind {scheme!r}; {hint}")
         from capture.store.redis_store import RedisStore
 
-        return RedisStore.open(url, create=create, allow_plaintext=allow_plaintext)
+        return RedisStore.open(url, create=create)
     from capture.store.sqlite import SqliteStore
 
     return SqliteStore.open(store_path(url), create=create, allow_shared=allow_shared)

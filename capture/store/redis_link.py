@@ -69,11 +69,10 @@ def script(name: str, *, shared: bool = True) -> str:
 class Link:
     """One server or cluster. One instance belongs to one thread at a time."""
 
-    def __init__(self, url: RedisUrl, *, allow_plaintext: bool = False) -> None:
+    def __init__(self, url: RedisUrl) -> None:
         """Connects to nothing yet. Raises StoreError: plaintext to another machine, no password file."""
         self.url = url if url.password else replace(url, password=_password(url))
-        self._allow_plaintext = allow_plaintext
-        must_be_safe(url, tuple(host for host, _ in url.hosts), allow_plaintext=allow_plaintext)
+        must_be_safe(url, tuple(host for host, _ in url.hosts))
         self._client: Any = None
         self._scripts: dict[str, tuple[str, str]] = {}
 
@@ -84,9 +83,8 @@ class Link:
             self._client = _cluster(self.url) if self.url.cluster else _single(self.url)
             if self.url.cluster:
                 # What a cluster says of itself may lead elsewhere.
-                hosts = tuple(node.host for node in self._client.get_nodes())
                 try:
-                    must_be_safe(self.url, hosts, allow_plaintext=self._allow_plaintext)
+                    must_be_safe(self.url, tuple(node.host for node in self._client.get_nodes()))
                 except StoreError:
                     self.close()
                     raise

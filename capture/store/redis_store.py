@@ -62,11 +62,11 @@ class RedisStore:
         self._writer = RedisWriter(link, self._fleet, self._base)
 
     @classmethod
-    def open(cls, url: str, *, create: bool = False, allow_plaintext: bool = False) -> RedisStore:
+    def open(cls, url: str, *, create: bool = False) -> RedisStore:
         """The store at this URL. With ``create`` nothing is asked of the server yet: who writes may begin while it is
         away. Raises StoreError with the remedy: a wrong URL, plaintext to another machine; without ``create`` also a
         server that does not answer, or has no store."""
-        store = cls(Link(parse(url), allow_plaintext=allow_plaintext), create=create)
+        store = cls(Link(parse(url)), create=create)
         if not create:
             try:
                 with store._errors():

@@ -23,7 +23,7 @@ DEFAULT_PORT: Final = 6379
 DEFAULT_TIMEOUT: Final = 5.0
 #: What keys begin with, so that several fleets may share a server.
 DEFAULT_PREFIX: Final = "warmtap"
-_OPTIONS: Final = ("prefix", "timeout", "db", "ca", "cert", "key")
+_OPTIONS: Final = ("prefix", "timeout", "db", "ca", "cert", "key", "plaintext")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,8 @@ class RedisUrl:
     ca: str = ""
     cert: str = ""
     key: str = ""
+    #: Requests may go to another machine unencrypted.
+    plaintext: bool = False
 
 
 def parse(url: str) -> RedisUrl:
@@ -91,7 +93,17 @@ def parse(url: str) -> RedisUrl:
         options.get("ca", ""),
         options.get("cert", ""),
         options.get("key", ""),
+        "plaintext" in options,
     )
+
+
+def without_password(url: str) -> tuple[str, str]:
+    """The URL without its password, and the password. Raises StoreError."""
+    parsed = parse(url)
+    scheme, _, rest = url.partition("://")
+    userinfo, at, place = rest.rpartition("@")
+    user = userinfo.partition(":")[0]
+    return f"{scheme}://{user}{at if user else ''}{place}", parsed.password
 
 
 def _options(shown: str, query: str, tls: bool) -> dict[str, str]:
@@ -104,6 +116,8 @@ def _options(shown: str, query: str, tls: bool) -> dict[str, str]:
         if name in ("ca", "cert", "key") and not tls:
             raise StoreError(f"store {shown}: {name} is for TLS; write rediss:// or rediss+cluster://")
     options = dict(pairs)
+    if options.get("plaintext", "allow") != "allow":
+        raise StoreError(f"store {shown}: plaintext={options['plaintext']}: write plaintext=allow, or leave it out")
     if len(options) != len(pairs):
         raise StoreError(f"store {shown}: an option is given twice")
     if ("cert" in options) != ("key" in options):
@@ -150,17 +164,13 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def must_be_safe(url: RedisUrl, hosts: tuple[str, ...], *, allow_plaintext: bool) -> None:
+def must_be_safe(url: RedisUrl, hosts: tuple[str, ...]) -> None:
     """Raise StoreError where requests would be sent in plaintext to another machine and nobody allowed it."""
-    if url.tls or allow_plaintext:
+    if url.tls or url.plaintext:
         return
     for host in hosts:
         if not is_loopback(host):
             raise StoreError(
-                f"store {url.shown}: requests would be sent to {host} unencrypted; write {_encrypted(url)}://, or allow"
-                " it with --allow-plaintext-store (settings: capture.allow_plaintext_store)"
+                f"store {url.shown}: requests would be sent to {host} unencrypted; write"
+                f" rediss{'+cluster' if url.cluster else ''}://, or allow it with ?plaintext=allow"
             )
-
-
-def _encrypted(url: RedisUrl) -> str:
-    return "rediss+cluster" if url.cluster else "rediss"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,7 +19,8 @@ from prometheus_client.exposition import choose_encoder
 
 from capture.counters import LOSSES
 from capture.diagnosis import Facts, ListenerFacts, StoreFacts, diagnose
-from capture.store.base import StoreError, open_store, store_path
+from capture.store.base import StoreError, open_store, shown_store, store_path
+from capture.store.redis_url import without_password
 from capture.store.summary import store_facts
 from proxy import address
 from proxy.admin.auth import Gate
@@ -139,7 +141,7 @@ class AdminServer:
                 "findings": diagnose(facts),
                 "listeners": listeners,
                 "pairs": pairs,
-                "store": {"url": sidecar.settings.capture.store, **msgspec.to_builtins(store)},
+                "store": {"url": shown_store(sidecar.settings.capture.store), **msgspec.to_builtins(store)},
                 "losses": {name: counters[name] for name in LOSSES},
                 "counters": counters,
             }
@@ -186,8 +188,13 @@ class AdminServer:
             return _error(429, "an export is running")
         async with self._exporting:
             store = self._sidecar.settings.capture.store
-            # Beside the store: with a read-only root file system nothing else may be written.
-            with tempfile.TemporaryDirectory(prefix=".export-", dir=store_path(store).parent) as directory:
+            # Beside the store: with a read-only root file system nothing else may be written. A server has no beside.
+            beside = None if "://" in store else store_path(store).parent
+            try:
+                place = tempfile.TemporaryDirectory(prefix=".export-", dir=beside)
+            except OSError as error:
+                return _error(503, f"nowhere to write ({error.strerror}): set TMPDIR for the sidecar")
+            with place as directory:
                 status, said = await _run_export(store, Path(directory) / "warmup", query)
                 if status:
                     return _error(400 if status in (1, 2) else 500, said)
@@ -210,9 +217,14 @@ async def _run_export(store: str, out: Path, query: Any) -> tuple[int, str]:
     """The exit status, and what it said last."""
     # Each value is one word with its option: it cannot be taken for another option.
     words = [f"--{name.replace('_', '-')}={value}" for name, value in query.items()]
+    environment = dict(os.environ)
+    if "://" in store:
+        # Command lines are for all to see.
+        store, environment["REDISCLI_AUTH"] = without_password(store)
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-P", "-m", "capture", "export", f"--store={store}", f"--out={out}", *words),
+        env=environment,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,

@@ -17,7 +17,8 @@ import pytest
 from capture import exchange as exchange_module
 from capture import pipeline as pipeline_module
 from capture import tap
-from capture.admission import Admission, drop_requests
+from capture.admission import Admission
+from capture.admission_told import drop_requests
 from capture.config import ListenerConfig
 from capture.exchange import ExchangeTracker
 from capture.export.scrub_rules import Rules

@@ -18,7 +18,11 @@ from proxy.settings_docs import markdown, rows
 
 ROOT = Path(__file__).parents[2]
 #: Where settings are read by name, beside the configurations that relay and worker are given.
-READERS = [path for path in (ROOT / "proxy").rglob("*.py") if path.name not in ("settings.py", "reload.py")]
+READERS = [
+    path
+    for path in (ROOT / "proxy").rglob("*.py")
+    if path.name not in ("settings.py", "settings_capture.py", "reload.py")
+]
 #: Every group present, so that each setting has a place.
 ALL: dict[str, Any] = {
     "listeners": [
@@ -134,6 +138,9 @@ SHOWN_BY = {
     },
     "capture/store/test_store.py": {
         "capture.retention": "test_what_was_not_seen_for_long_is_deleted_with_all_it_has",
+    },
+    "capture/test_store_pace.py": {
+        "capture.shared_flush_interval": "test_a_fleets_store_is_written_less_often_and_never_in_step",
     },
     "capture/test_worker.py": {
         "capture.flush_interval": "test_hits_of_a_known_signature_wait_for_the_flush_interval",

@@ -102,14 +102,18 @@ local function make_room(besides)
   return true
 end
 
+-- Signatures that are new, in this order.
+local added = {}
 local function admitted(first)
   if not bounds then return true end
   local hour = math.floor(first / 3600)
   if total.new_hour ~= hour then total.new_hour, total.new = hour, 0 end
+  if total.live >= bounds.signatures then
+    if total.new >= bounds.new_per_hour or call('HLEN', ROWS) + #added >= 5 * bounds.signatures then return false end
+    if not make_room(coming) then return false end
+  end
   total.new = total.new + 1
-  if total.live < bounds.signatures then return true end
-  if total.new > bounds.new_per_hour or call('HLEN', ROWS) >= 5 * bounds.signatures then return false end
-  return make_room(coming) or make_room()
+  return true
 end
 
 local function add_names(map, more)
@@ -146,6 +150,7 @@ for _, one in ipairs(message.seen) do
     if not row then
       row = { 0, 0, one[3], one[4], 0, false, false, 0, '', '', '', '', 0, {}, {} }
       rows[digest] = row
+      added[#added + 1] = digest
       call('HSET', NAMES, digest, one[2])
       total.live = total.live + 1
     end
@@ -258,9 +263,11 @@ if total.blocks > message.max_blocks then
   end
 end
 if bounds then
-  -- More came at once than there is room for.
-  while total.live > bounds.signatures do
-    if not make_room() then break end
+  local tell = {}
+  for _, digest in ipairs(told.evicted) do tell[digest] = true end
+  for _, one in ipairs(message.seen) do
+    local row = row_of(one[1])
+    if row and row[EVICTED] and not tell[one[1]] then told.evicted[#told.evicted + 1] = one[1] end
   end
   told.cut = threshold()
 end
