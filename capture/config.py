@@ -10,6 +10,8 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
+#: A worker with nothing to do takes 48 MB of address space; below this it might not even start.
+LOWEST_MEMORY_BYTES: Final = 128 << 20
 #: Seconds that the worker takes at most to write what it has, once the tap has ended; then it gives up.
 WORKER_CLOSE_SECONDS: Final = 6.0
 

@@ -308,9 +308,9 @@ class Handed(NamedTuple):
     status: int = -1
 
 
-def work(handed: Handed, *, store: str = "", stop: Sequence[int] = ()) -> int:
+def work(handed: Handed, *, store: str = "", memory_bytes: int = 0, stop: Sequence[int] = ()) -> int:
     """Be the worker of these descriptors until the tap ends or a descriptor of ``stop`` can be read. Whatever goes
-    wrong is one log line; the exit code. ``store`` overrides the configured one."""
+    wrong is one log line; the exit code. ``store`` and ``memory_bytes`` override what is configured."""
     reserve = bytearray(RESERVE_BYTES)
     with socket.socket(fileno=handed.tap) as tap_socket:
         tap_socket.setblocking(True)
@@ -336,6 +336,8 @@ def work(handed: Handed, *, store: str = "", stop: Sequence[int] = ()) -> int:
                 return UNUSABLE
         if store:
             config = msgspec.structs.replace(config, store=store)
+        if memory_bytes:
+            config = msgspec.structs.replace(config, memory_bytes=memory_bytes)
         if config.memory_bytes:
             limit_address_space(config.memory_bytes)
         try:
@@ -355,13 +357,18 @@ def work(handed: Handed, *, store: str = "", stop: Sequence[int] = ()) -> int:
             return OUT_OF_MEMORY
 
 
+def begin_log() -> None:
+    """Log lines of this process go to stderr from now on."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter("worker"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
 def prepare() -> int:
     """Make this process a worker: its log, its memory, its signals. A descriptor that can be read once SIGTERM came,
     never where the parent has it ignored: a supervisor decides by itself when its worker ends, and an init system
     signals the whole group."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(LineFormatter("worker"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    begin_log()
     one_arena()
     offer_to_the_oom_killer()
     # The supervisor ends this process by closing the tap; Ctrl-C in a terminal reaches the whole group.

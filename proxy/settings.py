@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from capture.config import ListenerConfig
+from capture.config import LOWEST_MEMORY_BYTES, ListenerConfig
 from capture.dialects.table import BY_NAME, EAS
 from capture.export.scrub_rules import check_rules
 from capture.levels import Levels
@@ -25,8 +25,6 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 ListenerMode = Literal["relay", "sink"]
 #: The kernel takes TCP_USER_TIMEOUT as milliseconds in an int.
 LONGEST_USER_TIMEOUT: Final = 2_147_483.0
-#: A worker with nothing to do takes 48 MB of address space; below this it might not even start.
-LOWEST_MEMORY_BYTES: Final = 128 << 20
 DEFAULT_ADMIN = "127.0.0.1:8590"
 
 

@@ -17,8 +17,11 @@ from typing import Annotated, Final
 import msgspec
 import typer
 
+from capture.config import LOWEST_MEMORY_BYTES
 from capture.errors import UserError
-from capture.worker import DONE, OUT_OF_MEMORY, Handed, prepare, say, work
+from capture.restarting import restarted
+from capture.worker import DONE, MEMORY_SHARE, OUT_OF_MEMORY, Handed, begin_log, prepare, say, work
+from capture.worker_memory import resident_bytes
 
 #: The version of the message.
 PROTOCOL: Final = 1
@@ -49,6 +52,21 @@ def worker(
     store: Annotated[
         str, typer.Option("--store", help="The store, in place of the one in the sidecar's settings.", metavar="PATH")
     ] = "",
+    memory_bytes: Annotated[
+        int,
+        typer.Option(
+            "--memory-bytes",
+            min=0,
+            help="Address space of the worker; it ends when 80 % are resident. 0: what the container allows.",
+        ),
+    ] = 0,
+    restart: Annotated[
+        bool,
+        typer.Option(
+            "--restart",
+            help="Run it in a child that is started anew whatever ends it: the container, and its pod, stay ready.",
+        ),
+    ] = False,
 ) -> None:
     """Run the capture worker of a sidecar in a container of its own, with limits of its own. Until SIGTERM.
 
@@ -57,10 +75,17 @@ def worker(
     scheme, _, path = connect.partition(":")
     if scheme != "unix" or not path:
         raise UserError(f"--connect {connect}: give unix:/PATH, the sidecar's capture.worker_socket")
-    raise typer.Exit(_keep(path, store, prepare()))
+    if 0 < memory_bytes < LOWEST_MEMORY_BYTES:
+        raise UserError(f"--memory-bytes {memory_bytes}: give 0 (no limit) or {LOWEST_MEMORY_BYTES} and more")
+
+    def run() -> int:
+        return _keep(path, store, memory_bytes, prepare())
+
+    begin_log()
+    raise typer.Exit(restarted(run) if restart else run())
 
 
-def _keep(path: str, store: str, told: int) -> int:
+def _keep(path: str, store: str, memory_bytes: int, told: int) -> int:
     """Connect, work, again and again until ``told`` can be read. The exit code."""
     wait = BACKOFF_FIRST
     said = ""
@@ -73,7 +98,7 @@ def _keep(path: str, store: str, told: int) -> int:
                     handed = _receive(link)
                     say(logging.INFO, "connected", sidecar=path, pair=handed.pair)
                     said = ""
-                    status = work(handed, store=store, stop=[told, link.fileno()])
+                    status = work(handed, store=store, memory_bytes=memory_bytes, stop=[told, link.fileno()])
                     # What a worker held is in cycles, and with it descriptors: the next one may come at once.
                     gc.collect()
         except (OSError, NoTap) as error:
@@ -82,8 +107,8 @@ def _keep(path: str, store: str, told: int) -> int:
             if reason != said:
                 said = reason
                 say(logging.WARNING, "waiting for the sidecar", sidecar=path, reason=reason)
-        if status == OUT_OF_MEMORY:
-            return status
+        if status == OUT_OF_MEMORY or (memory_bytes and resident_bytes() > MEMORY_SHARE * memory_bytes):
+            return OUT_OF_MEMORY
         if status == DONE:
             wait = BACKOFF_FIRST
         elif not _readable(told, wait):

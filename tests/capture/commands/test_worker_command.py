@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,6 +16,7 @@ from capture.config import ListenerConfig, WorkerConfig
 from capture.store.base import open_store
 from tests.support.calls import predict, predict_response
 from tests.support.net_handover import Handover
+from tests.support.net_sidecar import wait_gone
 from tests.support.processes import Process, capture
 from tests.support.tap_frames import GrpcFlow
 from tests.support.waiting import PATIENCE, until
@@ -198,3 +201,47 @@ def test_what_it_is_to_connect_to_must_be_a_path() -> None:
     assert done.stderr == (
         "capture: error: --connect 10.0.0.1:80: give unix:/PATH, the sidecar's capture.worker_socket\n"
     )
+
+
+def test_with_restart_a_worker_that_is_killed_is_followed_by_another_one(handover: Handover, tmp_path: Path) -> None:
+    words = ("--restart", "--memory-bytes", str(1 << 30))
+    with Process("capture", "worker", "--connect", f"unix:{handover.path}", *words) as process:
+        handover.accept()
+        handover.give(config(tmp_path / "store"))
+        process.wait_for("msg=reading")
+        first = child(process)
+        limits = Path(f"/proc/{first}/limits").read_text()
+        assert re.search(r"^Max address space +(\d+)", limits, re.M)[1] == str(1 << 30)  # type: ignore[index]
+        os.kill(first, signal.SIGKILL)
+        process.wait_for('msg="worker ended" status=-9')
+        # The container's own process is still the same, and there is a worker again.
+        handover.accept()
+        handover.give(config(tmp_path / "store"))
+        process.wait_for("msg=reading", 2)
+        assert child(process) != first
+        assert process.process.poll() is None
+        call(handover, "a")
+        until(lambda: proven(handover) == 1, "the call")
+    # SIGTERM: the worker was told, wrote, and both ended with 0.
+    assert lines(tmp_path / "store") == {"Predict m/serving_default (x) -> (a)": 1}
+
+
+def test_with_restart_no_worker_outlives_its_parent(handover: Handover, tmp_path: Path) -> None:
+    with Process("capture", "worker", "--connect", f"unix:{handover.path}", "--restart") as process:
+        handover.accept()
+        handover.give(config(tmp_path / "store"))
+        process.wait_for("msg=reading")
+        last = child(process)
+        process.process.kill()
+        wait_gone(last)
+
+
+def child(process: Process) -> int:
+    [found] = Path(f"/proc/{process.process.pid}/task/{process.process.pid}/children").read_text().split()
+    return int(found)
+
+
+def test_a_limit_below_what_a_worker_needs_is_refused(tmp_path: Path) -> None:
+    done = capture("worker", "--connect", f"unix:{tmp_path}/s", "--memory-bytes", "1000")
+    assert done.returncode == 1
+    assert done.stderr == "capture: error: --memory-bytes 1000: give 0 (no limit) or 134217728 and more\n"
