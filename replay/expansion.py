@@ -46,9 +46,11 @@ def expand(
     saved_model: Path,
     *,
     trial: Callable[[Path, str, list[Request]], Trial] = run_trial,
+    discreet: bool = False,
 ) -> Expansion:
     """Bring each record to these batch sizes, and run what is new on ``saved_model``. A record that has no one batch,
-    or of which no size runs, stays as it is; without sizes all do. Raises TrialError, TensorFlowMissing."""
+    or of which no size runs, stays as it is; without sizes all do. ``discreet``: no error quotes a value. Raises
+    TrialError, TensorFlowMissing."""
     found = Expansion([], [])
     made: list[Variant] = []
     refused: list[tuple[int, str]] = []
@@ -75,7 +77,9 @@ def expand(
     ran: dict[int, float] = {}
     if new:
         done = trial(
-            saved_model, _FAMILY, [Request(_as_held(one.record, one.sample).method, one.sample.body) for one in new]
+            saved_model,
+            _FAMILY,
+            [Request(_as_held(one.record, one.sample).method, one.sample.body, discreet) for one in new],
         )
         found.level, found.tensorflow = done.level, done.tensorflow
         for one, result in zip(new, done.results, strict=True):

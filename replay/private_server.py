@@ -29,6 +29,7 @@ from capture.export.tfrecord import WARMUP_PATH, strip_version
 from capture.signature import REST_METHODS
 from replay import tf_protos
 from replay.calls import Counts
+from replay.discretion import NodeNames, withheld
 from replay.executor.api import GRAPH_BUILDS, XLA_COMPILATIONS, one_line
 from replay.figures import Herd, Pass
 from replay.passes import herd, serial
@@ -73,18 +74,30 @@ def on_server(how: How, saved_model: Path, warmup: WarmupFile, judged: Sequence[
             warm = serial(server, judged)
             warm.warmup_builds, warm.warmup_seconds = None, seconds
     except ServerError as error:
-        warm = Pass(warmup_builds=None, warmup_seconds=time.perf_counter() - started, load_error=str(error))
+        text = "the server did not come up with this file; what it says may quote values and is withheld"
+        warm = Pass(warmup_builds=None, warmup_seconds=time.perf_counter() - started)
+        warm.load_error = text if how.discreet else str(error)
     return Passes("server", "", note, cold, herds, warm)
 
 
 class PrivateServer:
     """A server that is AVAILABLE. See :class:`replay.passes.Target`."""
 
-    def __init__(self, grpc_port: int, rest_port: int) -> None:
+    def __init__(self, grpc_port: int, rest_port: int, nodes: NodeNames | None = None) -> None:
+        """``nodes``: those of the model, where no error may quote a value."""
+        self._nodes = nodes
         self._rest_port = rest_port
         self._channel = grpc.insecure_channel(f"{_LOOPBACK}:{grpc_port}", options=_OPTIONS)
 
     def call(self, one: Judged) -> str:
+        error = self._call(one)
+        if not error or self._nodes is None:
+            return one_line(error)
+        code, _, text = error.partition(": ")
+        return f"{code}: {withheld(text, self._nodes)}"
+
+    def _call(self, one: Judged) -> str:
+        """The error with all its lines."""
         method = one.signature.method
         if method in REST_METHODS:
             # Always the newest version, here as over gRPC: what production named is not what is served here.
@@ -104,7 +117,7 @@ class PrivateServer:
             return f"{type(error).__name__}: {error}"
         finally:
             connection.close()
-        return "" if answer.status == 200 else f"HTTP {answer.status}: {one_line(text)}"
+        return "" if answer.status == 200 else f"HTTP {answer.status}: {text.lstrip()}"
 
     def _send(self, path: str, body: bytes, timeout: float = CALL_TIMEOUT) -> tuple[str, bytes]:
         """The error, "" on success, and the answer."""
@@ -112,7 +125,7 @@ class PrivateServer:
         try:
             return "", call(body, timeout=timeout)
         except grpc.RpcError as error:
-            return f"{error.code().name}: {one_line(error.details() or '')}", b""
+            return f"{error.code().name}: {(error.details() or '').lstrip()}", b""
 
     def counts(self) -> Counts:
         try:
@@ -172,7 +185,7 @@ def _running(how: How, saved_model: Path, warmup: bytes, model: str) -> Iterator
             monitoring_config=str(config),
         )
         with (Path(work) / "log").open("w+b") as log, _process(command, log) as process:
-            server = PrivateServer(grpc_port, rest_port)
+            server = PrivateServer(grpc_port, rest_port, NodeNames(saved_model) if how.discreet else None)
             try:
                 _wait(server, process, log, model, how.server_timeout)
                 yield server

@@ -25,6 +25,7 @@ import msgspec
 from capture.errors import UserError
 from replay.tf_protos import wheel_directory
 
+_DISCREET: Final = "--discreet"
 #: Children that may die before the model itself is blamed.
 MAX_CRASHES: Final = 20
 
@@ -34,10 +35,12 @@ class TrialError(UserError):
 
 
 class Request(NamedTuple):
-    """A stored request: its method and its body."""
+    """A stored request: its method and its body. ``discreet``: nothing that TensorFlow says of it may be repeated
+    (:mod:`replay.discretion`)."""
 
     method: str
     body: bytes
+    discreet: bool = False
 
 
 class Ready(msgspec.Struct):
@@ -73,12 +76,15 @@ def run_trial(saved_model: Path, family: str, requests: Sequence[Request]) -> Tr
     wheel_directory()
     results: list[Tried] = []
     ready = Ready()
+    discreet = any(request.discreet for request in requests)
     crashes = 0
     while len(results) < len(requests) or not ready.level:
         child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "replay.trial", os.fspath(saved_model), family],
+            [sys.executable, "-P", "-m", "replay.trial", os.fspath(saved_model), family, *[_DISCREET][:discreet]],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            # A kernel that fails a CHECK says there what it failed on.
+            stderr=subprocess.DEVNULL if discreet else None,
         )
         with child, _killed_on_error(child):
             assert child.stdin is not None
@@ -139,9 +145,10 @@ def _try(stdin: IO[bytes], stdout: IO[bytes], request: Request) -> Tried | None:
     return msgspec.json.decode(line, type=Tried) if line.endswith(b"\n") else None
 
 
-def child(saved_model: Path, family: str, stdin: IO[bytes], out: IO[bytes]) -> None:
+def child(saved_model: Path, family: str, stdin: IO[bytes], out: IO[bytes], *, discreet: bool = False) -> None:
     """The child's work, until its input ends."""
     from replay.calls import CALLERS, run_counted
+    from replay.discretion import DiscreetExecutor
     from replay.executor.api import ExecutorError
     from replay.executor.session import open_executor
 
@@ -154,6 +161,8 @@ def child(saved_model: Path, family: str, stdin: IO[bytes], out: IO[bytes]) -> N
     except ExecutorError as error:
         say(Ready(error=str(error)))
         return
+    if discreet:
+        executor = DiscreetExecutor(executor, saved_model)
     caller = CALLERS[family](executor)
     say(Ready(executor.level, executor.tensorflow_version))
     while len(size := stdin.read(4)) == 4:
@@ -170,7 +179,7 @@ def _main() -> None:
     # TensorFlow writes to standard output as it likes: the protocol gets a descriptor of its own.
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    child(Path(sys.argv[1]), sys.argv[2], sys.stdin.buffer, out)
+    child(Path(sys.argv[1]), sys.argv[2], sys.stdin.buffer, out, discreet=_DISCREET in sys.argv[3:])
 
 
 if __name__ == "__main__":

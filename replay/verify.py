@@ -21,6 +21,7 @@ from capture.savedmodel import read_saved_model
 from capture.schema import messages
 from capture.signature import SignatureDef, WireSignature
 from replay.calls import CALLERS, Caller
+from replay.discretion import DiscreetExecutor, without_record
 from replay.executor.api import Executor, Level
 from replay.figures import Herd, Pass, executors, figures, total
 from replay.host_warmup import WarmupError
@@ -58,8 +59,8 @@ class How:
     """Where and how requests are run. ``level`` None takes the best that this machine can have; ``warm_up_count`` is
     EAS's; ``python`` the interpreter of another environment, empty for this one; ``libraries`` hold custom ops;
     ``sessions`` is the size of a session group, of which the warm-up reaches the first; ``herd`` the callers at once, 0
-    for no such pass; ``server`` the command of level ``server``, which must be ready within ``server_timeout`` seconds.
-    """
+    for no such pass; ``server`` the command of level ``server``, which must be ready within ``server_timeout`` seconds;
+    ``discreet``: no error quotes a value."""
 
     level: VerifyLevel | None = None
     warm_up_count: int = 1
@@ -69,6 +70,7 @@ class How:
     herd: int = HERD
     server: str = ""
     server_timeout: float = 600.0
+    discreet: bool = False
 
 
 @dataclass(slots=True)
@@ -207,19 +209,26 @@ def _on_executor(
 ) -> Passes:
     # Requests are read with the messages of this environment, whatever the child has.
     wheel_directory()
-    with Workbench(how.python, how.libraries) as bench:
-        executor = bench.open(saved_model, level)
+    with Workbench(how.python, how.libraries, silent=how.discreet) as bench:
+
+        def opened() -> Executor:
+            executor = bench.open(saved_model, level)
+            return DiscreetExecutor(executor, saved_model) if how.discreet else executor
+
+        executor = opened()
         cold = serial(ExecutorTarget(executor, CALLERS[family](executor)), judged)
         executor.close()
         herds = {}
         if how.herd:
             # A session of its own: the cold one has built everything.
-            executor = bench.open(saved_model, level)
+            executor = opened()
             herds = herd(ExecutorTarget(executor, CALLERS[family](executor)), judged, how.herd)
             executor.close()
-        group = [bench.open(saved_model, level) for _ in range(how.sessions)]
+        group = [opened() for _ in range(how.sessions)]
         callers = [CALLERS[family](one) for one in group]
         warm = _warm_up(group[0], callers[0], warmup, how.warm_up_count)
+        if how.discreet:
+            warm.load_error = without_record(warm.load_error)
         if not warm.load_error:
             first, *others = (
                 serial(ExecutorTarget(one, caller), judged) for one, caller in zip(group, callers, strict=True)

@@ -25,9 +25,10 @@ from replay.executor.api import ExecutorError, Level, RunResult, Signature, pars
 class Workbench:
     """The child. As a context manager it is ended at the end, whatever it does."""
 
-    def __init__(self, python: str = "", libraries: Sequence[Path] = ()) -> None:
-        """``python`` is the interpreter, empty for this one; ``libraries`` are shared objects with custom ops. Raises
-        ExecutorError."""
+    def __init__(self, python: str = "", libraries: Sequence[Path] = (), *, silent: bool = False) -> None:
+        """``python`` is the interpreter, empty for this one; ``libraries`` are shared objects with custom ops;
+        ``silent``: what TensorFlow writes to standard error is thrown away. Raises ExecutorError."""
+        self._silent = silent
         self._libraries = [os.fspath(path.resolve()) for path in libraries]
         self._python = python or sys.executable
         self._packages = _packages()
@@ -38,6 +39,7 @@ class Workbench:
                 [self._python, "-P", "-m", "replay.workbench_child"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL if silent else None,
                 env={**os.environ, "PYTHONPATH": path},
             )
         except OSError as error:
@@ -88,7 +90,8 @@ class Workbench:
         status = self._child.wait()
         if status > 0:
             return f"{self._python} ended with exit status {status}: it must be Python 3.11 or newer with TensorFlow"
-        return f"TensorFlow crashed (signal {-status}) while it ran a request; its own lines stand above"
+        where = "are withheld (--scrub)" if self._silent else "stand above"
+        return f"TensorFlow crashed (signal {-status}) while it ran a request; its own lines {where}"
 
     def __enter__(self) -> Self:
         return self

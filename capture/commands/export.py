@@ -159,7 +159,7 @@ def run(
         raise ExportError(_nothing(source, form, model, version, selection))
     expanded_on = ""
     if sizes and defs is not None and saved_model is not None:
-        records, expanded_on = _expanded(records, selection, defs, sizes, saved_model, form)
+        records, expanded_on = _expanded(records, selection, defs, sizes, saved_model, form, discreet=rules is not None)
     packed = sum(sample.wire_body is not None for _, sample in records)
     if wire:
         records = [(record, as_sent(sample)) for record, sample in records]
@@ -189,7 +189,8 @@ def run(
         raise ExportError(f"{out}: {error.strerror}; nothing was replaced") from None
     _report(selection, out, where)
     if rules is not None:
-        print("scrubbed, and not run: capture verify says whether every record runs", file=sys.stderr)
+        ran = f"scrubbed; {expanded_on}, the others were not run" if expanded_on else "scrubbed, and not run"
+        print(f"{ran}: capture verify says whether every record runs", file=sys.stderr)
     if defs is None and form.name == "tfrecord":
         print(
             "not fitted to a model version: one record that it refuses fails its load; --saved-model DIR leaves it out",
@@ -240,12 +241,14 @@ def _expanded(
     sizes: tuple[int, ...],
     saved_model: Path,
     form: Format,
+    *,
+    discreet: bool,
 ) -> tuple[list[tuple[Record, Sample]], str]:
     """The records with these batch sizes, all that is new of them run on ``saved_model``, and a note for the manifest;
-    ``selection`` is brought in line. Raises ExportError where there are too many, UserError where they cannot be
-    run."""
+    ``selection`` is brought in line; ``discreet``: no error quotes a value. Raises ExportError where there are too
+    many, UserError where they cannot be run."""
     module, function = EXPANDER
-    done = getattr(import_module(module), function)(records, defs, sizes, saved_model)
+    done = getattr(import_module(module), function)(records, defs, sizes, saved_model, discreet=discreet)
     pairs = [(one.record, one.sample) for one in done.variants]
     if form.max_records is not None and len(pairs) > form.max_records:
         raise ExportError(

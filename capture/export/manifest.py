@@ -138,6 +138,12 @@ def with_proof(described: bytes, sha256: str, proof: Mapping[str, Any]) -> bytes
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
+def described_as_scrubbed(described: bytes, sha256: str) -> bool:
+    """Whether these bytes are a manifest which says that the file with this SHA-256 was scrubbed."""
+    entries = own_files(described) or {}
+    return sha256 in entries.values() and bool(msgspec.json.decode(described).get("scrubbed"))
+
+
 def own_files(described: bytes, form: str | None = None) -> dict[str, str] | None:
     """SHA-256 by name of the files that a manifest of warmtap (of this format) lists, plain names only; None if it is
     none."""

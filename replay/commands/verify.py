@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, get_args
@@ -13,7 +14,7 @@ import typer
 from capture.commands.options import DEFAULT_STORE, SharedOption
 from capture.errors import UserError
 from capture.export.files import write_atomically
-from capture.export.manifest import MANIFEST_NAME, MANIFEST_SUFFIX, with_proof
+from capture.export.manifest import MANIFEST_NAME, MANIFEST_SUFFIX, described_as_scrubbed, with_proof
 from capture.export.tfrecord import WARMUP_PATH
 from capture.signature import SignatureDef
 from capture.store.base import Store, open_store
@@ -107,6 +108,13 @@ def verify(
             "--plot", help="Draw first calls, cold beside warm, into this PNG (needs warmtap[plot]).", metavar="PNG"
         ),
     ] = None,
+    scrub: Annotated[
+        bool,
+        typer.Option(
+            "--scrub",
+            help="Tell of a failed request its code and node, no text that may quote it; so for scrubbed files.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
     allow_shared_store: SharedOption = False,
 ) -> None:
@@ -118,6 +126,7 @@ def verify(
     """
     try:
         how = _how(level, server_cmd, server_timeout, python, op_library or [], sessions, herd, warm_up_count)
+        how = replace(how, discreet=scrub)
         if plot is not None:
             drawing.needs_matplotlib()
         report = _run(saved_model, warmup, traffic, model, form, how, manifest, allow_shared_store)
@@ -209,6 +218,8 @@ def _run(
                 sample=source.sample,
             )
 
+        if any(described_as_scrubbed(described, file.sha256) for _, described in _manifests(file.path, manifest)):
+            how = replace(how, discreet=True)
         report = run_verify(
             saved_model,
             family,
@@ -231,20 +242,25 @@ def _tell_manifest(report: Report, named: Path | None) -> None:
     summary = report.summary()
     proof = {key: summary[key] for key in _PROOF}
     path = report.warmup.path
-    usual = [path.with_name(path.name + MANIFEST_SUFFIX), path.with_name(MANIFEST_NAME)]
-    for place in usual if named is None else [named]:
-        try:
-            told = with_proof(place.read_bytes(), report.warmup.sha256, proof)
+    try:
+        for place, described in _manifests(path, named):
+            told = with_proof(described, report.warmup.sha256, proof)
             if told is not None:
                 write_atomically(place, told, check=lambda _: None, mode=place.stat().st_mode & 0o777)
                 return
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            typer.echo(f"note: {place}: not updated: {error.strerror}", err=True)
-            return
+    except OSError as error:
+        typer.echo(f"note: {error.filename or path}: not updated: {error.strerror}", err=True)
+        return
     if named is not None:
         raise UserError(f"--manifest {named}: there is no manifest of {path}")
+
+
+def _manifests(path: Path, named: Path | None) -> Iterator[tuple[Path, bytes]]:
+    """What stands where a manifest of this file may be. Raises OSError."""
+    usual = [path.with_name(path.name + MANIFEST_SUFFIX), path.with_name(MANIFEST_NAME)]
+    for place in usual if named is None else [named]:
+        with suppress(FileNotFoundError):
+            yield place, place.read_bytes()
 
 
 def _models(source: Store, family: str) -> list[str]:

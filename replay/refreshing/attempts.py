@@ -86,7 +86,10 @@ class Attempts:
                 break
             first = False
             done = self._trial(
-                [Request(as_held(candidate.signature.method), sample.body) for _, candidate, sample, _ in now]
+                [
+                    Request(as_held(candidate.signature.method), sample.body, self._rules is not None)
+                    for _, candidate, sample, _ in now
+                ]
             )
             self.level, self.tensorflow = done.level, done.tensorflow
             for (place, candidate, sample, data), result in zip(now, done.results, strict=True):

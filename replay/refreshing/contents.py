@@ -116,7 +116,7 @@ def make(
 
     tried = attempts()
     tried.run(found.records)
-    done = _sized(tried, defs, wanted.sizes, directory, runner)
+    done = _sized(tried, defs, wanted.sizes, directory, runner, discreet=rules is not None)
     spare = attempts()
     made = {_identity(one.record) for one in done.variants}
     # Of warmtap's own records with a batch size, those that were not made anew.
@@ -163,12 +163,18 @@ def _passed_over(one: Present, model: str) -> _Item:
 
 
 def _sized(
-    tried: Attempts, defs: Mapping[str, SignatureDef], sizes: Sequence[int], directory: Path, trial: Runner
+    tried: Attempts,
+    defs: Mapping[str, SignatureDef],
+    sizes: Sequence[int],
+    directory: Path,
+    trial: Runner,
+    *,
+    discreet: bool,
 ) -> Expansion:
     """What ran, in the order of the plan, with these batch sizes but where it stood in the file."""
     places = [place for place in sorted(tried.kept) if tried.kept[place].data is None]
     pairs = [(tried.kept[place].record, tried.kept[place].sample) for place in places]
-    done = expand(pairs, defs, sizes, directory, trial=trial)
+    done = expand(pairs, defs, sizes, directory, trial=trial, discreet=discreet)
     variants = [replace(one, place=places[one.place]) for one in done.variants]
     variants += [
         Variant(place, 0, one.record, one.sample) for place, one in tried.kept.items() if one.data is not None
