@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from capture.memo import Memo
+from capture.tensor_info import TensorInfo as TensorInfo
 
 #: Version of the digest's input below. A change to it makes every stored identity a new one.
 DIGEST_VERSION: Final = "w1"
@@ -194,16 +195,6 @@ def _shapes(tensors: tuple[TensorSpec, ...]) -> str:
 
 
 # --- the executor key -------------------------------------------------------------------------------------------------
-
-
-class TensorInfo(NamedTuple):
-    """One tensor of a SignatureDef: its textual name, which is what DirectSession looks up (empty for a sparse or
-    composite one), its tensorflow.DataType number, and its shape as the model declares it, with -1 for a dimension and
-    None for a rank that is not known. Declared shapes may be wrong; nothing that servers decide rests on them."""
-
-    name: str
-    dtype: int = 0
-    shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

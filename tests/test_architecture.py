@@ -30,6 +30,7 @@ PURE = (
     "capture/dialects/*.py",
     "capture/ingest/*.py",
     "capture/signature.py",
+    "capture/tensor_info.py",
     "capture/differences.py",
     "capture/binomial.py",
     "capture/coverage.py",

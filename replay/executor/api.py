@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from capture.errors import UserError
-from capture.signature import TensorInfo
+from capture.tensor_info import TensorInfo
 
 #: ``executor``: LoadSavedModel and Session::Run in C++, builds counted. ``runs``: the same session behind the C API.
 Level = Literal["executor", "runs"]
