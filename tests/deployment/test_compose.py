@@ -14,15 +14,19 @@ import jsonschema
 import pytest
 import yaml
 
+from capture.store.redis_url import must_be_safe
+from capture.store.redis_url import parse as parse_url
 from proxy import address, settings
+from replay.refreshing import settings as refreshing
 from tests.support.command_words import parse
 from tests.support.image import DOCKERFILE, history, stages
+from tests.support.valkey import Server
 from tests.test_architecture import ROOT
 
 OURS = ("sidecar", "refresh")
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-GRPC_PORT = 8500  #: of TF Serving's image: tools/docker/Dockerfile, ENV GRPC_PORT
+GRPC_PORT, REST_PORT = 8500, 8501  #: of TF Serving's image: tools/docker/Dockerfile, ENV GRPC_PORT and PORT
 
 
 def mounts(service: str) -> dict[PurePosixPath, tuple[str, bool]]:
@@ -47,8 +51,17 @@ def place(service: str, path: str) -> tuple[str, PurePosixPath, bool]:
 
 def sidecar_settings() -> settings.Settings:
     """The settings that the sidecar's command line names, from where they are mounted from."""
-    source, below, _ = place("sidecar", str(parse(SERVICES["sidecar"]["command"])["config"]))
-    return settings.load(ROOT / source / below)
+    return settings.load(named("sidecar"))
+
+
+def job() -> refreshing.Settings:
+    """The same of the job."""
+    return refreshing.load(named("refresh"))
+
+
+def named(service: str) -> Path:
+    source, below, _ = place(service, str(parse(SERVICES[service]["command"])["config"]))
+    return ROOT / source / below
 
 
 @pytest.mark.parametrize("service", OURS)
@@ -71,17 +84,24 @@ def test_command_lines_in_the_comments() -> None:
     lines = re.findall(r"^#   (docker compose .*)", (ROOT / "docker-compose.yml").read_text(), re.MULTILINE)
     assert len(lines) > 3
     for words in (shlex.split(line, comments=True) for line in lines):
-        if "capture" in words:
-            assert parse(words[words.index("capture") + 1 :])
         assert set(words) & {"up", *SERVICES}
+        if "exec" in words:
+            assert words[words.index("sidecar") + 1] == "capture"
+            assert parse(words[words.index("capture") + 1 :])
+        elif "run" in words and "--entrypoint" not in words:
+            assert parse(words[words.index("refresh") + 1 :])
 
 
 def test_the_sidecar_forwards_to_serving_and_nothing_else_reaches_it() -> None:
-    [listener] = sidecar_settings().listeners
-    assert listener.upstream == f"serving:{GRPC_PORT}"
+    found = sidecar_settings().listeners
+    assert {one.name: one.upstream for one in found} == {
+        "grpc": f"serving:{GRPC_PORT}",
+        "rest": f"serving:{REST_PORT}",
+    }
+    assert {one.status for one in found} == {f"http://serving:{REST_PORT}"}
     assert "ports" not in SERVICES["serving"]
-    assert str(GRPC_PORT) in SERVICES["serving"]["expose"]
-    assert "serving" in SERVICES["sidecar"]["depends_on"]
+    assert {str(GRPC_PORT), str(REST_PORT)} == set(SERVICES["serving"]["expose"])
+    assert {"serving", "valkey"} <= set(SERVICES["sidecar"]["depends_on"])
 
 
 def test_ports_are_published_on_loopback_and_lead_to_the_listener() -> None:
@@ -92,40 +112,49 @@ def test_ports_are_published_on_loopback_and_lead_to_the_listener() -> None:
     assert {int(target) for _, _, target in published} == {one.port for one in listening}
 
 
-def test_sidecar_and_refresh_share_the_store() -> None:
-    written = place("sidecar", sidecar_settings().capture.store)
-    assert written == place("refresh", parse(SERVICES["refresh"]["command"])["store"])
-    volume, _, writable = written
+def test_sidecar_and_refresh_share_a_store_that_nobody_else_reaches() -> None:
+    stores = {sidecar_settings().capture.store, job().store}
+    assert len(stores) == 1
+    url = parse_url(stores.pop())
+    [(host, _)] = url.hosts
+    must_be_safe(url, (host,))
+    [network] = SERVICES[host]["networks"]
+    assert COMPOSE["networks"][network]["internal"] is True
+    assert {name for name in SERVICES if network in SERVICES[name]["networks"]} == {host, *OURS}
+    assert "ports" not in SERVICES[host]
+    volume, _, writable = place(host, "/data")  # where the image keeps it: WORKDIR
     assert volume in COMPOSE["volumes"]
-    # Reading it is writing too: SQLite's WAL.
     assert writable
+
+
+def test_the_store_takes_its_command_line_and_refuses_rather_than_forgets(tmp_path: Path) -> None:
+    program, *options = SERVICES["valkey"]["command"]
+    assert program == "valkey-server"
+    with Server(tmp_path, *options) as server, server.client() as client:
+        assert client.config_get("maxmemory-policy", "appendonly") == {
+            "maxmemory-policy": "noeviction",
+            "appendonly": "yes",
+        }
 
 
 def test_refresh_writes_where_serving_reads() -> None:
-    options = parse(SERVICES["refresh"]["command"])
-    base: Path = options["saved_model_base"]
+    [model] = job().models
     served = SERVICES["serving"]["environment"]
-    name = served["MODEL_NAME"]
     # The entry point of TF Serving's image: --model_base_path=${MODEL_BASE_PATH}/${MODEL_NAME}
-    read_from, served_path, may_write = place("serving", f"{served['MODEL_BASE_PATH']}/{name}")
-    written_to, staged_path, writable = place("refresh", str(base))
-    assert (options["model"] or base.name) == name
-    assert read_from == written_to
+    assert (model.model, model.base) == (served["MODEL_NAME"], f"{served['MODEL_BASE_PATH']}/{served['MODEL_NAME']}")
+    read_from, _, may_write = place("serving", model.base)
+    written_to, served_path, writable = place("refresh", model.base)
+    staged_in, staged_path, _ = place("refresh", model.staging)
+    assert read_from == written_to == staged_in
     assert writable
     assert not may_write
-    # A version that the server sees is loaded at once, without the file: it must be staged elsewhere. TF Serving takes
-    # only children with numeric names for versions.
+    # A version that the server sees is loaded at once, without the file: it must be staged elsewhere.
     assert served_path not in (staged_path, *staged_path.parents)
-    assert staged_path not in served_path.parents
 
 
 def test_one_user_owns_the_files() -> None:
-    users = {SERVICES[name]["user"] for name in SERVICES}
-    assert len(users) == 1
-    [user] = users
-    uid, gid = map(int, user.split(":"))
-    assert uid > 0
-    assert gid > 0
+    [user] = {SERVICES[name]["user"] for name in ("serving", *OURS)}
+    assert all(int(SERVICES[name]["user"].split(":")[0]) > 0 for name in SERVICES)
     created = " ".join(stages()["base"].lines)
     for name in OURS:
         assert f"USER {user}" in history(SERVICES[name]["build"]["target"])
@@ -146,12 +175,15 @@ def test_containers_may_do_little(service: str) -> None:
 
 
 def test_connections_may_end_before_the_sidecar_is_killed() -> None:
-    assert float(SERVICES["sidecar"]["stop_grace_period"].removesuffix("s")) > sidecar_settings().relay.shutdown_timeout
+    relay = sidecar_settings().relay
+    assert (
+        float(SERVICES["sidecar"]["stop_grace_period"].removesuffix("s")) > relay.drain_delay + relay.shutdown_timeout
+    )
 
 
-def test_refresh_is_a_job() -> None:
-    assert SERVICES["refresh"]["restart"] == "no"
-    assert SERVICES["refresh"]["profiles"], "without a profile `up` would run it"
+def test_the_job_is_built_and_run_only_when_it_is_asked_for() -> None:
+    assert SERVICES["refresh"]["profiles"] == ["refresh"]
+    assert parse(SERVICES["refresh"]["command"])["watch"] is True
 
 
 def test_the_executor_is_compiled_into_a_volume() -> None:

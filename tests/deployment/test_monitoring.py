@@ -20,7 +20,7 @@ import yaml
 from capture.coverage_metrics import ROWS as COVERAGE
 from proxy.admin.metrics import rows
 from replay.watch_metrics import ROWS as WATCH
-from tests.support import promql
+from tests.support import manifests, promql
 from tests.test_architecture import ROOT
 
 RULES = ROOT / "config" / "prometheus" / "rules.yaml"
@@ -92,7 +92,7 @@ def test_promtool_takes_the_jobs(tmp_path: Path) -> None:
     [pods] = [one for one in config["scrape_configs"] if "kubernetes_sd_configs" in one]
     # Debian's is built without Kubernetes.
     [found] = pods.pop("kubernetes_sd_configs")
-    assert (found["role"], found["namespaces"]["names"]) == ("pod", ["serving"])
+    assert (found["role"], found["namespaces"]["names"]) == ("pod", [manifests.KUSTOMIZATION["namespace"]])
     path = tmp_path / "prometheus.yml"
     path.write_text(yaml.safe_dump(config))
     words = ["promtool", "check", "config", "--syntax-only", str(path)]

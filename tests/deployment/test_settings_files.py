@@ -21,7 +21,7 @@ def test_the_program_reads_it(path: Path) -> None:
 
 def test_there_is_one_for_each_kind_of_deployment() -> None:
     kinds = {path.relative_to(ROOT / "config").parts[0] for path in FILES}
-    assert kinds == {"example.yaml", "compose", "eas", "systemd"}
+    assert kinds == {"example.yaml", "compose", "eas", "k8s", "systemd"}
 
 
 def test_an_instance_of_eas_is_entered_through_the_sidecar() -> None:
