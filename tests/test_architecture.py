@@ -68,6 +68,9 @@ PURE = (
     "replay/verdict.py",
     "replay/watching.py",
     "replay/watch_metrics.py",
+    "replay/refreshing/present.py",
+    "replay/refreshing/union.py",
+    "replay/refreshing/place.py",
 )
 IMPURE_MODULES = {
     "asyncio",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -12,15 +10,17 @@ import typer
 
 from capture.commands.options import DEFAULT_STORE, BatchSizesOption, SharedOption, StoreOption
 from capture.commands.scrubbing import ScrubOption, ScrubRuleOption, scrub_rules
+from capture.commands.tables import printable
 from capture.errors import UserError
 from capture.export.batch import batch_sizes
 from capture.settings_errors import SettingsError
-from capture.store.base import open_store
-from replay.refreshing.job import BAD, Job, Outcome, What, run_job
-from replay.refreshing.jobs import job_of
+from capture.textfile import check_textfile
+from replay.refreshing.history import History
+from replay.refreshing.job import BAD, Job
+from replay.refreshing.jobs import jobs_of
+from replay.refreshing.passes import run_pass, watch
 from replay.refreshing.settings import Model, Settings, load
-from replay.refreshing.telling import Log, log_line, sentences
-from replay.tf_protos import TensorFlowMissing
+from replay.refreshing.telling import log_line, sentences
 
 
 def refresh(
@@ -53,9 +53,13 @@ def refresh(
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Say whether the settings can be used, and end.")] = False,
     history: Annotated[bool, typer.Option("--history", help="Print what was published and why, and end.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Do it again and again, until SIGTERM.")] = False,
+    repeat: Annotated[bool, typer.Option("--watch", help="Do it again and again, until SIGTERM.")] = False,
     interval: Annotated[
         float | None, typer.Option("--interval", min=0.1, help="Seconds between passes; default 60, or the settings'.")
+    ] = None,
+    prometheus: Annotated[
+        Path | None,
+        typer.Option("--prometheus", help="Tell the node exporter, in a file that ends in .prom.", metavar="FILE"),
     ] = None,
     allow_shared_store: SharedOption = False,
 ) -> None:
@@ -66,7 +70,7 @@ def refresh(
     error. Exit code 1 if a version failed or is held back.
     """
     if config is not None:
-        if saved_model_base is not None or model is not None or staging is not None or sizes or scrub:
+        if any((saved_model_base, model, staging, sizes, scrub, scrub_rule, in_place, unverified, prometheus)):
             raise UserError("--config stands alone: put the other options into the file")
         try:
             settings = load(config)
@@ -87,73 +91,43 @@ def refresh(
             retire_after=retire_after,
             unverified=unverified,
         )
-        settings = Settings((only,), store, allow_shared_store)
+        settings = Settings(
+            (only,), store, allow_shared_store, prometheus="" if prometheus is None else str(prometheus)
+        )
     if history:
         _tell_history(settings)
         return
-    jobs = [job_of(one) for one in settings.models]
+    if settings.prometheus:
+        check_textfile(Path(settings.prometheus))
+    jobs = jobs_of(settings)
     if check:
         count = len(jobs)
         print(f"{config or saved_model_base}: ok, {count} model{'' if count == 1 else 's'}")
         return
-    if watch:
+    if repeat:
         _watch(settings, jobs, interval or settings.interval)
         return
-    outcomes = _pass(settings, jobs, alone=config is None)
+    outcomes = run_pass(settings, jobs, alone=config is None)
     for line in sentences(outcomes, named=config is not None):
         print(line)
     if any(one.what in BAD for one in outcomes):
         raise typer.Exit(1)
 
 
-def _pass(settings: Settings, jobs: list[Job], *, alone: bool) -> list[Outcome]:
-    """All models once. Raises UserError where nothing can be done; of one of several models it is said as its
-    outcome."""
-    source = open_store(settings.store, allow_shared=settings.allow_shared_store)
-    try:
-        found = []
-        for job in jobs:
-            try:
-                found += run_job(job, source)
-            except TensorFlowMissing:
-                raise
-            except UserError as error:
-                if alone:
-                    raise
-                found.append(Outcome(job.model, "", What.FAILED, str(error), at=time.time()))
-        return found
-    finally:
-        source.close()
-
-
-def _watch(settings: Settings, jobs: list[Job], interval: float, rest: Callable[[float], None] = time.sleep) -> None:
+def _watch(settings: Settings, jobs: list[Job], interval: float) -> None:
     """Until SIGTERM, which raises SystemExit wherever it meets us: what is half written is cleared up on the way."""
-    log = Log()
-    print(log_line(time.time(), "watching", models=len(jobs), interval=interval), flush=True)
     try:
-        while True:
-            try:
-                outcomes = _pass(settings, jobs, alone=False)
-            except TensorFlowMissing:
-                raise
-            except UserError as error:
-                outcomes = [Outcome("-", "", What.FAILED, str(error), at=time.time())]
-            for line in log.lines(outcomes):
-                print(line, flush=True)
-            rest(interval * (1 + settings.jitter * random.uniform(-1, 1)))  # noqa: S311
+        for line in watch(settings, jobs, interval):
+            print(line, flush=True)
     except SystemExit:
         print(log_line(time.time(), "stopped"), flush=True)
         raise typer.Exit(0) from None
 
 
 def _tell_history(settings: Settings) -> None:
-    from replay.refreshing.history import History
-
     for model in settings.models:
         for event in History(model.state_directory).events():
-            print(f"{event.at} {event.model}/{event.version} {event.event}: {event.records} records; {event.why}")
-            for sign, lines in (("+", event.added), ("-", event.removed)):
+            print(printable(f"{event.at} {event.model}/{event.version} {event.event}: {event.why}"))
+            for sign, lines in (("+", event.added), ("-", event.removed), ("left out", event.left_out)):
                 for line in lines:
-                    print(f"  {sign} {line}")
-            for line in event.left_out:
-                print(f"  left out {line}")
+                    print(printable(f"  {sign} {line}"))

@@ -14,46 +14,22 @@ from importlib.metadata import version as installed_version
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from capture.errors import UserError
 from capture.export.base import ExportError, LeftOut, OutFile, Record, Selection
 from capture.export.manifest import covered_calls, manifest
-from capture.export.scrub_rules import Rules
 from capture.export.table import FORMATS
 from capture.export.tfrecord import MAX_RECORDS, WARMUP_PATH, frame, prediction_log, read_records
-from capture.levels import split
-from capture.savedmodel import read_saved_model
 from capture.schema.wire import WireError
-from capture.signature import Misfit, SignatureDef, executor_key
-from capture.store.base import Sample, Store, StoredSignature
+from capture.store.base import Store
 from replay.expansion import Expansion, Variant, expand, within
 from replay.refreshing.attempts import UNVERIFIED, Attempts, Kept, as_held, untried
-from replay.refreshing.present import CAPTURED, FAMILY, HAND_MADE, Present, Standing
-from replay.refreshing.union import Plan, plan
+from replay.refreshing.draft import Draft, raw
+from replay.refreshing.present import CAPTURED, FAMILY, HAND_MADE, Present
 from replay.trial import Request, Trial, run_trial
 
 _FORM = FORMATS["tfrecord"]
 Runner = Callable[[Path, str, list[Request]], Trial]
-#: What a record is to the server: equal ones warm the same.
-Identity = tuple[str, str, int | None]
 #: Records whose lines the history keeps of one change.
 MAX_LINES: Final = 50
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """How a model's files are made. ``rules`` None: requests as they are; ``retire_after`` in seconds, 0 is never;
-    ``unverified``: nothing is run, and then only a version's own captures that were seen to succeed are written."""
-
-    sizes: tuple[int, ...] = ()
-    rules: Rules | None = None
-    retire_after: float = 0.0
-    unverified: bool = False
-
-    def __post_init__(self) -> None:
-        if self.unverified and (self.sizes or self.rules is not None):
-            raise UserError(
-                "unverified: nothing is run then, so neither batch sizes nor scrub can be had; leave it out"
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +44,9 @@ class Made:
     same: bool
     level: str
     tensorflow: str
-    left_out: tuple[LeftOut, ...] = ()
-    added: tuple[str, ...] = ()
-    removed: tuple[str, ...] = ()
-    kept_by_hand: int = 0
+    left_out: tuple[LeftOut, ...]
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
 
     @property
     def sha256(self) -> str:
@@ -79,60 +54,42 @@ class Made:
         return hashlib.sha256(self.file).hexdigest()
 
 
-def make(
-    source: Store,
-    model: str,
-    version: str,
-    directory: Path,
-    standing: Standing,
-    wanted: Wanted,
-    *,
-    trial: Runner = run_trial,
-    now: float | None = None,
-) -> Made:
-    """Choose, run on the SavedModel in ``directory``, and put together. Raises UserError where the model itself is at
-    fault."""
-    now = time.time() if now is None else now
-    rows = source.signatures(model)
-    defs = read_saved_model(directory).signatures
-    found = plan(
-        rows,
-        standing.records,
-        model=model,
-        version=version,
-        defs=defs,
-        refuses=_FORM.refuses,
-        retire_before=now - wanted.retire_after if wanted.retire_after else 0.0,
-        unverified=wanted.unverified,
-        sizes=bool(wanted.sizes),
-    )
+def make(source: Store, found: Draft, *, trial: Runner = run_trial) -> Made:
+    """Run what the draft wants on its SavedModel, and put together what ran. Raises UserError where the model itself is
+    at fault."""
+    wanted, todo = found.wanted, found.plan
     runner: Runner = (lambda _, __, requests: untried(requests)) if wanted.unverified else trial
-    rules = None if wanted.rules is None else tuple(wanted.rules.written)
-    as_they_stand = rules is None or standing.scrub_rules == rules
 
     def attempts() -> Attempts:
-        run = partial(runner, directory, FAMILY)
-        return Attempts(source, version, run, defs, wanted.rules, found.files, as_they_stand=as_they_stand)
+        return Attempts(
+            source,
+            found.version,
+            partial(runner, found.directory, FAMILY),
+            found.defs,
+            wanted.rules,
+            todo.files,
+            as_they_stand=wanted.rules is None or found.standing.scrub_rules == wanted.written_rules,
+        )
 
     tried = attempts()
-    tried.run(found.records)
-    done = _sized(tried, defs, wanted.sizes, directory, runner, discreet=rules is not None)
+    tried.run(todo.records)
+    done = _sized(tried, found, runner)
     spare = attempts()
-    made = {_identity(one.record) for one in done.variants}
+    made = {found.identity(one.record) for one in done.variants}
     # Of warmtap's own records with a batch size, those that were not made anew.
-    if missing := [record for record in found.spare if _identity(record) not in made]:
+    if missing := [record for record in todo.spare if found.identity(record) not in made]:
         spare.run(missing)
     stood = {place: one.data for place, one in tried.kept.items() if one.data is not None}
     for one in spare.kept.values():
-        place = len(found.records) + len(stood)
+        place = len(todo.records) + len(stood)
         stood[place] = one.data or b""
         done.variants.append(Variant(place, 0, one.record, one.sample, one.seconds))
-    done = within(done, MAX_RECORDS - len(found.unrun))
+    done = within(done, MAX_RECORDS - len(todo.unrun))
     items = [_item(one, tried.kept, stood.get(one.place)) for one in done.variants]
-    items += [_passed_over(one, model) for one in found.unrun]
-    left_out = [*found.left_out, *tried.left_out(), *done.left_out, *spare.left_out()]
+    items += [_passed_over(one, found.model) for one in todo.unrun]
+    left_out = [*todo.left_out, *tried.left_out(), *done.left_out, *spare.left_out()]
     left_out.sort(key=lambda one: (-one.hits, one.key))
-    return _made(source, model, version, rows, defs, standing, found, items, left_out, tried, wanted, now)
+    return _made(source.counters(), found, items, left_out, tried)
 
 
 @dataclass(slots=True)
@@ -140,120 +97,76 @@ class _Item:
     """A record of the file: as the manifest tells it, its bytes, and what its first call took."""
 
     record: Record
-    sample: Sample
     data: bytes
     seconds: float
-    stood: bool = False
 
 
 def _item(one: Variant, kept: Mapping[int, Kept], stood: bytes | None) -> _Item:
     seconds = one.seconds if one.seconds is not None else kept[one.place].seconds
     if stood:
-        return _Item(one.record, one.sample, stood, seconds, True)
+        return _Item(one.record, stood, seconds)
     try:
         log = prediction_log(one.sample.body, as_held(one.record.signature.method))
     except WireError as error:
         raise ExportError(f"{one.record.key.digest}: its stored request cannot be written ({error})") from None
-    return _Item(one.record, one.sample, log, seconds)
+    return _Item(one.record, log, seconds)
 
 
 def _passed_over(one: Present, model: str) -> _Item:
-    record = Record(one.key(model), one.signature, 0, "", one.shapes)
-    return _Item(record, Sample(b"", None, {}, "", "", "", 0.0), one.data, 0.0, True)
+    return _Item(Record(one.key(model), one.signature, 0, "", one.shapes), one.data, 0.0)
 
 
-def _sized(
-    tried: Attempts,
-    defs: Mapping[str, SignatureDef],
-    sizes: Sequence[int],
-    directory: Path,
-    trial: Runner,
-    *,
-    discreet: bool,
-) -> Expansion:
-    """What ran, in the order of the plan, with these batch sizes but where it stood in the file."""
+def _sized(tried: Attempts, found: Draft, trial: Runner) -> Expansion:
+    """What ran, in the order of the plan, with the batch sizes but where it stood in the file."""
     places = [place for place in sorted(tried.kept) if tried.kept[place].data is None]
     pairs = [(tried.kept[place].record, tried.kept[place].sample) for place in places]
-    done = expand(pairs, defs, sizes, directory, trial=trial, discreet=discreet)
+    wanted = found.wanted
+    discreet = wanted.rules is not None
+    done = expand(pairs, found.defs, wanted.sizes, found.directory, trial=trial, discreet=discreet)
     variants = [replace(one, place=places[one.place]) for one in done.variants]
-    variants += [
-        Variant(place, 0, one.record, one.sample) for place, one in tried.kept.items() if one.data is not None
-    ]  # fmt: skip
+    stood = [(place, one) for place, one in tried.kept.items() if one.data is not None]
+    variants += [Variant(place, 0, one.record, one.sample) for place, one in stood]
     return replace(done, variants=sorted(variants, key=lambda one: (one.place, one.rank)))
 
 
-def _identity(record: Record) -> Identity:
-    return str(record.executor_key), split(record.key.digest)[1], record.batch
-
-
-def _raw(data: bytes) -> Identity:
-    return hashlib.sha256(data).hexdigest(), "", None
-
-
-def _before(one: Present, defs: Mapping[str, SignatureDef]) -> Identity:
-    """What a record that stands in the file is; one that was made by hand is its bytes."""
-    if not one.ours:
-        return _raw(one.data)
-    try:
-        return str(executor_key(one.signature, defs)), one.level, one.batch
-    except Misfit:
-        return _raw(one.data)
-
-
 def _made(
-    source: Store,
-    model: str,
-    version: str,
-    rows: list[StoredSignature],
-    defs: Mapping[str, SignatureDef],
-    standing: Standing,
-    found: Plan,
-    items: list[_Item],
-    left_out: list[LeftOut],
-    tried: Attempts,
-    wanted: Wanted,
-    now: float,
+    counters: Mapping[str, int], found: Draft, items: Sequence[_Item], left_out: list[LeftOut], tried: Attempts
 ) -> Made:
-    by_hand = {one.key(model) for one in standing.records if not one.ours}
-    new = {
-        place: _raw(item.data) if item.record.key in by_hand else _identity(item.record)
-        for place, item in enumerate(items)
-    }
-    old = [(_before(one, defs), one) for one in standing.records]
-    more = Counter(new.values()) - Counter(identity for identity, _ in old)
-    less = Counter(identity for identity, _ in old) - Counter(new.values())
-    added = [str(items[place].record.signature) for place, identity in new.items() if identity in more]
-    removed = [str(one.signature) for identity, one in old if identity in less]
-    rules = None if wanted.rules is None else tuple(wanted.rules.written)
-    wrote = any(one.ours for one in standing.records)
-    told_otherwise = wrote and (rules != standing.scrub_rules or (standing.proof == UNVERIFIED) != wanted.unverified)
-    same = standing.exists and not more and not less and not told_otherwise
+    by_hand = found.by_hand
+    unrun = {one.key(found.model) for one in found.plan.unrun}
+    new = [raw(item.data) if item.record.key in unrun else found.identity(item.record) for item in items]
+    old = [found.before(one) for one in found.standing.records]
+    more, less = Counter(new) - Counter(old), Counter(old) - Counter(new)
+    added = [str(item.record.signature) for item, identity in zip(items, new, strict=True) if identity in more]
+    removed = [str(one.signature) for one, gone in zip(found.standing.records, old, strict=True) if gone in less]
     file = b"".join(frame(item.data) for item in items)
     if [*read_records(file)] != [item.data for item in items]:
         raise ExportError("the file that was made does not read back")
     selection = Selection([item.record for item in items], left_out)
+    rules = found.wanted.written_rules
     proof: dict[str, Any] = {
         "level": tried.level if tried.level in ("runs", UNVERIFIED) else "executor",
-        "verdict": "unverified: nothing was run" if wanted.unverified else "every record ran",
+        "verdict": "unverified: nothing was run" if found.wanted.unverified else "every record ran",
         "tensorflow": tried.tensorflow or None,
         "warmup_seconds": round(sum(item.seconds for item in items), 3),
     }
     described = manifest(
         warmtap=installed_version("warmtap"),
-        created_at=_stamp(now),
+        created_at=_stamp(found.now),
         form=_FORM,
-        model=model,
-        version=version,
+        model=found.model,
+        version=found.version,
         fitted=True,
         selection=selection,
         files=[OutFile(PurePosixPath(WARMUP_PATH).name, file)],
-        calls=covered_calls(selection, rows, _FORM),
-        counters=source.counters(),
+        calls=covered_calls(selection, found.rows, _FORM),
+        counters=counters,
         proof=proof,
         note="records that were made by hand are as they were" if rules is not None and by_hand else "",
         scrub_rules=rules,
-        told=[_told(item, by_hand, found.last_seen) for item in items],
+        told=[_told(item, item.record.key in by_hand, found.plan.last_seen) for item in items],
     )
+    same = found.standing.exists and not more and not less and not found.told_otherwise
     return Made(
         file,
         described,
@@ -264,18 +177,15 @@ def _made(
         tuple(left_out),
         tuple(added[:MAX_LINES]),
         tuple(removed[:MAX_LINES]),
-        sum(item.record.key in by_hand for item in items),
     )
 
 
-def _told(item: _Item, by_hand: set[Any], last_seen: Mapping[str, float]) -> dict[str, Any]:
+def _told(item: _Item, by_hand: bool, last_seen: Mapping[str, float]) -> dict[str, Any]:
     """What a later refresh needs to know of a record."""
-    record = item.record
-    digests = [record.key.digest, *record.covers]
-    seen = max((last_seen.get(digest, 0.0) for digest in digests), default=0.0)
+    seen = max(last_seen.get(digest, 0.0) for digest in (item.record.key.digest, *item.record.covers))
     return {
         "sha256": hashlib.sha256(item.data).hexdigest(),
-        "origin": HAND_MADE if record.key in by_hand else CAPTURED,
+        "origin": HAND_MADE if by_hand else CAPTURED,
         "last_seen": _stamp(seen) if 0 < seen < math.inf else None,
     }
 

@@ -4,8 +4,8 @@ out together with its file. What goes wrong with one version does not stop the o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal
 
@@ -14,7 +14,9 @@ from capture.export.base import LeftOut
 from capture.levels import short
 from capture.savedmodel import SavedModelError
 from capture.store.base import Store
-from replay.refreshing.contents import Made, Runner, Wanted, make
+from replay.refreshing.ages import Ages
+from replay.refreshing.contents import Made, Runner, make
+from replay.refreshing.draft import Draft, Wanted, draft
 from replay.refreshing.history import Event, History
 from replay.refreshing.lock import Lock, held
 from replay.refreshing.place import Place, Version
@@ -60,7 +62,8 @@ class Outcome:
 
 @dataclass(slots=True)
 class Job:
-    """What is to be done for one model. ``in_place``: the files of served versions are brought up to date, too."""
+    """What is to be done for one model. ``in_place``: the files of served versions are brought up to date, too.
+    ``tried`` is what the last pass over a version came to, by what it was about."""
 
     model: str
     place: Place
@@ -70,6 +73,8 @@ class Job:
     in_place: bool = False
     promote_cold: PromoteCold = "first"
     staging: bool = False
+    ages: Ages | None = None
+    tried: dict[str, tuple[str, Outcome]] = field(default_factory=dict)
 
 
 def run_job(
@@ -89,6 +94,7 @@ class _Pass:
         self._source = source
         self._trial = trial
         self._now = now
+        self._ages: Mapping[str, float] = {}
 
     def run(self) -> list[Outcome]:
         job = self._job
@@ -98,6 +104,9 @@ class _Pass:
         if not (self._known() or job.staging):
             refuse_other_services(self._source, job.model)
             raise UserError(f"{self._unknown()}; say --model")
+        if job.ages is not None and job.wanted.retire_after:
+            rows = self._source.signatures(job.model)
+            self._ages = job.ages.update(rows, self._now() - job.wanted.retire_after)
         names = {one.name for one in served}
         found = []
         for version in sorted([*served, *staged], key=lambda one: (int(one.name), one.staged)):
@@ -118,8 +127,40 @@ class _Pass:
             raise UserError("is served already; stage it under another number, or remove the staged one")
         if not version.staged and version.warmed and not self._job.in_place:
             return self._outcome(version, What.PASSED, "has a warm-up file already")
-        made = self._made(version)
-        if made is None or not made.records:
+        files = self._job.place.read(version)
+        if files.warmup is None and not self._known():
+            return self._cold(version, None, served)
+        standing = read_standing(f"version {version.name}", *files)
+        with self._job.place.model(version) as directory:
+            found = draft(
+                self._source,
+                self._job.model,
+                version.name,
+                directory,
+                standing,
+                self._job.wanted,
+                self._now(),
+                self._ages,
+            )
+            return self._drafted(version, found, served)
+
+    def _drafted(self, version: Version, found: Draft, served: set[str]) -> Outcome:
+        fingerprint = found.fingerprint
+        if not version.staged and found.settled:
+            count = len(found.standing.records)
+            left_out = tuple(found.plan.left_out)
+            text = f"{count} records, and nothing to add"
+            return Outcome(self._job.model, version.name, What.UNCHANGED, text, count, left_out, self._now())
+        known, outcome = self._job.tried.get(version.name, ("", None))
+        if outcome is not None and known == fingerprint:
+            return replace(outcome, at=self._now())
+        outcome = self._tried(version, make(self._source, found, trial=self._trial), served)
+        if outcome.what in (What.UNCHANGED, What.NOTHING, What.HELD):
+            self._job.tried[version.name] = (fingerprint, outcome)
+        return outcome
+
+    def _tried(self, version: Version, made: Made, served: set[str]) -> Outcome:
+        if not made.records:
             return self._cold(version, made, served)
         how = f"with TensorFlow {made.tensorflow} (level {made.level})"
         ran = "as they are: none was run" if self._job.wanted.unverified else f"each run on it {how}"
@@ -128,7 +169,7 @@ class _Pass:
         if not made.same:
             self._publish(version, made)
         elif not version.staged:
-            return self._outcome(version, What.UNCHANGED, f"holds what it should: {text}", made)
+            return self._outcome(version, What.UNCHANGED, f"{made.records} records, and nothing to add", made)
         if version.staged:
             self._promote(version, made, text)
             return self._outcome(version, What.PROMOTED, text, made)
@@ -145,25 +186,6 @@ class _Pass:
     def _unknown(self) -> str:
         have = ", ".join(self._captured()) or "none"
         return f"nothing captured of model {self._job.model}; the store has of TF Serving: {have}"
-
-    def _made(self, version: Version) -> Made | None:
-        """None where nothing was captured of the model at all, and nothing stands there."""
-        job = self._job
-        files = job.place.read(version)
-        if files.warmup is None and not self._known():
-            return None
-        standing = read_standing(f"version {version.name}", *files)
-        with job.place.model(version) as directory:
-            return make(
-                self._source,
-                job.model,
-                version.name,
-                directory,
-                standing,
-                job.wanted,
-                trial=self._trial,
-                now=self._now(),
-            )
 
     def _may_be_cold(self, version: Version, served: set[str]) -> bool:
         cold = self._job.promote_cold

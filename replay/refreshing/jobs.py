@@ -1,39 +1,71 @@
-"""From settings to a job: where its versions are, its lock, its history."""
+"""From settings to jobs: where the versions are, who else may work on them, what is remembered."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from capture.errors import UserError
 from capture.rule_files import load_rules
-from replay.refreshing.contents import Wanted
+from capture.store.base import open_store
+from replay.refreshing.ages import Ages
+from replay.refreshing.draft import Wanted
+from replay.refreshing.fleet_lock import SECONDS, Expiring, FleetLock
 from replay.refreshing.history import History
 from replay.refreshing.job import Job
 from replay.refreshing.local import LocalPlace
-from replay.refreshing.lock import FileLock
-from replay.refreshing.settings import Model
+from replay.refreshing.lock import FileLock, Lock
+from replay.refreshing.place import Place
+from replay.refreshing.settings import Model, Settings
 
-LOCK: str = "lock"
+#: The lock's name in the state directory, and before the model's name in a store.
+LOCK: Final = "lock"
+FLEET_LOCK: Final = "refresh"
 
 
-def job_of(model: Model) -> Job:
-    """The job. Raises UserError where its state cannot be kept, or its rules cannot be read."""
-    base = Path(model.base)
-    if not base.is_dir():
-        raise UserError(f"{base}: no such directory; give the one that holds the version directories")
+def jobs_of(settings: Settings) -> list[Job]:
+    """One for each model. Raises UserError where a state cannot be kept, or rules cannot be read."""
+    return [_job_of(model, settings) for model in settings.models]
+
+
+def _job_of(model: Model, settings: Settings) -> Job:
+    place = place_of(model)
     state = model.state_directory
-    try:
-        state.mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{state}: {error.strerror}; lock and history are kept there: name another state") from None
+    if not state.parent.is_dir():
+        raise UserError(f"{state}: no such directory; lock and history are kept there: create it")
     rules = load_rules(model.scrub_rules, "scrub_rules: ") if model.scrub else None
+    locks: list[Lock] = [FileLock(state / LOCK)]
+    if settings.is_fleet:
+        locks.append(FleetLock(_fleet_lock(model, settings)))
     return Job(
         model.model,
-        LocalPlace(base, Path(model.staging) if model.staging else None, model.complete_when),
+        place,
         History(state),
-        [FileLock(state / LOCK)],
+        locks,
         Wanted(model.sizes(), rules, model.retire_after, model.unverified),
         model.in_place,
         model.promote_cold,
         bool(model.staging),
+        Ages(state),
     )
+
+
+def place_of(model: Model) -> Place:
+    """Where its versions are. Raises UserError."""
+    base = Path(model.base)
+    if not base.is_dir():
+        raise UserError(f"{base}: no such directory; give the one that holds the version directories")
+    return LocalPlace(base, Path(model.staging) if model.staging else None, model.complete_when)
+
+
+def _fleet_lock(model: Model, settings: Settings) -> Callable[[], tuple[Expiring, Callable[[], None]]]:
+    def connect() -> tuple[Expiring, Callable[[], None]]:
+        # Opened first, for its words where there is no store; the lock has a connection of its own.
+        from capture.store.redis_store import RedisStore
+
+        store = open_store(settings.store, allow_shared=settings.allow_shared_store)
+        assert isinstance(store, RedisStore)
+        return store.lock(f"{FLEET_LOCK}/{model.model}", SECONDS), store.close
+
+    return connect

@@ -34,8 +34,8 @@ class Lock(Protocol):
 
 
 class FileLock:
-    """A lock on the file ``path``. Others on this machine see it at once; on other machines as far as their file system
-    shares locks (NFS does)."""
+    """A lock on the file ``path``, in a directory that is made where it is missing. Others on this machine see it at
+    once; on other machines as far as their file system shares locks (NFS does)."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -43,6 +43,7 @@ class FileLock:
 
     def acquire(self) -> bool:
         try:
+            self._path.parent.mkdir(mode=0o700, exist_ok=True)
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise UserError(f"{self._path}: {error.strerror}; the job needs a lock there, or another state") from None

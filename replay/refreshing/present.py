@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
@@ -33,7 +33,8 @@ class Present:
     """One record that stands in a file. ``data`` are its bytes there; ``fault`` says why the server would refuse it, ""
     if it would not; ``runs`` is False for one that the server passes over. ``ours``: written by warmtap, then with the
     class of its ``level``, the ``batch`` that it was brought to, and when its signature was ``last_seen`` (seconds
-    since the epoch; infinity where nothing tells)."""
+    since the epoch; infinity where nothing tells); ``digests`` are those of the records that it stands for.
+    ``known``: the manifest tells of it, whoever made it."""
 
     number: int
     data: bytes
@@ -46,6 +47,8 @@ class Present:
     level: str = ""
     batch: int | None = None
     last_seen: float = math.inf
+    digests: tuple[str, ...] = ()
+    known: bool = False
 
     def key(self, model: str) -> RecordKey:
         """Its place among the records of a store."""
@@ -70,6 +73,7 @@ class _Record(msgspec.Struct):
     sha256: str = ""
     origin: str = CAPTURED
     last_seen: str | None = None
+    also_covers: list[str] = []
 
 
 class _File(msgspec.Struct):
@@ -114,7 +118,7 @@ def read_standing(place: str, data: bytes | None, manifests: Iterable[bytes]) ->
     for entry, record, digest in zip(contents.entries, raw, digests, strict=True):
         told = listed.get(digest)
         if told is None or told[1].origin == HAND_MADE or (told[1].signature, told[1].batch) in seen:
-            found.records.append(_present(entry, record))
+            found.records.append(replace(_present(entry, record), known=told is not None))
             continue
         described, about = told
         seen.add((about.signature, about.batch))
@@ -148,9 +152,21 @@ def _present(entry: Entry, record: bytes, described: _Manifest | None = None, ab
         return Present(entry.number, record, signature, body, entry.shapes, fault, runs)
     # An older manifest does not tell: it was seen at the latest when the file was made.
     last_seen = _seconds(about.last_seen or described.created_at)
-    level = split(about.signature)[1]
+    digests = (about.signature, *about.also_covers)
     return Present(
-        entry.number, record, signature, body, entry.shapes, fault, runs, True, level, about.batch, last_seen
+        entry.number,
+        record,
+        signature,
+        body,
+        entry.shapes,
+        fault,
+        runs,
+        True,
+        split(about.signature)[1],
+        about.batch,
+        last_seen,
+        digests,
+        True,
     )
 
 

@@ -97,6 +97,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     jitter: Annotated[
         float, Meta(ge=0, le=1, description="share of the interval by which a pass is early or late, at random")
     ] = 0.1
+    prometheus: Annotated[
+        str, Meta(description="path of a file (`.prom`) for the node exporter, written after each pass; empty: none")
+    ] = ""
+
+    @property
+    def is_fleet(self) -> bool:
+        """Whether the store is a server that several machines share."""
+        return "://" in self.store
 
 
 def load(path: Path) -> Settings:

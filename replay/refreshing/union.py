@@ -47,10 +47,14 @@ def plan(
     retire_before: float = 0.0,
     unverified: bool = False,
     sizes: bool = False,
+    ages: Mapping[str, float] | None = None,
 ) -> Plan:
     """Choose. ``unverified``: only this version's own captures that were seen to succeed, beside what stands there.
-    ``sizes``: a record that was made by hand does not stand for a captured one, of which several sizes are wanted."""
-    found = Plan([], [])
+    ``sizes``: a record that was made by hand does not stand for a captured one, of which several sizes are wanted.
+    ``ages`` are when signatures were last seen, by digest, that ``rows`` may not have any more."""
+    found = Plan([], [], last_seen=dict(ages or {}))
+    for row in rows:
+        found.last_seen[row.key.digest] = max(row.last_seen, found.last_seen.get(row.key.digest, 0.0))
     own: list[StoredSignature] = []
     hand: list[Present] = []
     for one in present:
@@ -63,10 +67,10 @@ def plan(
         elif not one.ours:
             hand.append(one)
         elif one.batch is None:
-            own.append(_row(one, key))
+            seen = _seen(one, found)
+            own.append(_row(one, key, seen))
+            found.last_seen[key.digest] = max(seen, found.last_seen.get(key.digest, 0.0))
     captured = [row for row in rows if row.key.owner.version == version] if unverified else list(rows)
-    for row in (*captured, *own):
-        found.last_seen[row.key.digest] = max(row.last_seen, found.last_seen.get(row.key.digest, 0.0))
     # What failed in production may have failed because it was cold: all of them are run.
     chosen = select(
         [*captured, *own],
@@ -83,9 +87,13 @@ def plan(
     return found
 
 
-def _row(one: Present, key: RecordKey) -> StoredSignature:
+def _seen(one: Present, found: Plan) -> float:
+    """When any signature that a record of the file stands for was last seen."""
+    return max([one.last_seen, *(found.last_seen.get(digest, 0.0) for digest in one.digests)])
+
+
+def _row(one: Present, key: RecordKey, last_seen: float) -> StoredSignature:
     """A record of the file as a store would list it: never more used than one that is in the store."""
-    last_seen = one.last_seen
     return StoredSignature(
         key, one.signature, 0, 0, last_seen, last_seen, 0, {}, {}, False, 0.0, len(one.body), one.shapes, _STOOD
     )
@@ -144,7 +152,7 @@ def _add_spare(
         if not one.ours or one.batch is None or one.fault or not one.runs:
             continue
         key = one.key(model)
-        seen = max(one.last_seen, found.last_seen.get(key.digest, 0.0))
+        seen = _seen(one, found)
         found.last_seen.setdefault(key.digest, seen)
         if seen < before:
             found.left_out.append(LeftOut(key, one.signature, 0, f"batch {one.batch}: {_why_retired(seen)}"))

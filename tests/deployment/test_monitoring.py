@@ -19,6 +19,7 @@ import yaml
 
 from capture.coverage_metrics import ROWS as COVERAGE
 from proxy.admin.metrics import rows
+from replay.refreshing.metrics import ROWS as REFRESH
 from replay.watch_metrics import ROWS as WATCH
 from tests.support import manifests, promql
 from tests.test_architecture import ROOT
@@ -32,7 +33,7 @@ DASHBOARD: dict[str, Any] = json.loads((ROOT / "config" / "grafana" / "warmtap.j
 PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
 GRAPHS = [panel for panel in PANELS if panel["type"] != "row"]
 SIDECAR = {row.name for row in rows()}
-KNOWN = {row.name: row.labels for row in (*rows(), *COVERAGE, *WATCH)}
+KNOWN = {row.name: row.labels for row in (*rows(), *COVERAGE, *WATCH, *REFRESH)}
 
 
 def test_there_is_something_to_look_at() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,22 +13,32 @@ import pytest
 from capture.dialects.base import Route
 from capture.dialects.table import BY_NAME
 from capture.export.manifest import MANIFEST_SUFFIX
-from capture.export.tfrecord import WARMUP_PATH, read_records
+from capture.export.tfrecord import WARMUP_PATH, frame, prediction_log, read_records
 from capture.schema import messages
+from capture.signature import DTYPES
 from capture.store.base import Batch, open_store
 from replay.trial import Request, run_trial
+from tests.models.edge import TYPES
 from tests.replay.test_signature_matrix import tfserving
 from tests.replay.test_verify import fill
 from tests.support.processes import capture
 from tests.support.stores import add, sample
 from tests.support.tf_host import HostProcess
 from tests.support.tf_models import private_copy
+from tests.support.tf_requests import write_warmup
 
 pytestmark = pytest.mark.server
 
 RUNS = [tfserving(["sum"]), tfserving([], signature="with_default")]
 #: Negative values: this request reaches Session::Run and fails there.
 FAILS = tfserving([], signature="checked", value=-1.0)
+#: DataType numbers of TYPES.
+NUMBERS = {
+    **{name: number for number, name in DTYPES.items()},
+    "float32": 1,
+    "float64": 2,
+    "float16": 19,
+}
 DOES_NOT_FIT = tfserving(["gone"])
 
 
@@ -77,6 +89,54 @@ def test_a_request_that_fails_is_replaced_by_one_of_another_version(edge: Path, 
     assert "; another request of the same executor is in the file" in done.stdout
     with HostProcess(model, "--model-name=edge") as host:
         assert host.builds == 1
+
+
+def typed(outputs: Sequence[str]) -> bytes:
+    """A request to signature ``types``: one input of every dtype, that many of them returned."""
+    request = messages.PredictRequest()
+    request.model_spec.name, request.model_spec.signature_name = "edge", "types"
+    for name in TYPES:
+        given = request.inputs[name]
+        given.dtype = NUMBERS[name]
+        # A shape of no elements needs no values of any dtype.
+        given.tensor_shape = messages.TensorShape(dim=[{"size": 0}]).SerializeToString()
+    request.output_filter.extend(outputs)
+    return bytes(request.SerializeToString())
+
+
+def test_the_union_on_real_tensorflow(edge: Path, tmp_path: Path) -> None:
+    """3 own signatures and 40 carried ones are 43 records, beside one that was made by hand; what does not run on this
+    version, captured or made by hand, is left out with its error; and the server builds nothing for any of them."""
+    model = private_copy(edge, tmp_path, version=2)
+    carried = [typed(sets) for size in (1, 2) for sets in itertools.combinations(TYPES, size)][:40]
+    own = [tfserving(["sum"]), tfserving(["double"]), tfserving([], signature="with_default")]
+    store = fill(tmp_path / "store", "tfserving", [*carried, FAILS], [])
+    batch = Batch("run")
+    dialect = BY_NAME["tfserving-grpc"]
+    for body in own:
+        add(batch, dialect.read(Route(dialect, "Predict", "edge", ""), body).signature, version="2", body=body)
+    source = open_store(str(store))
+    source.apply(batch)
+    source.close()
+    hand = [prediction_log(tfserving(["a", "c"], signature="aliases", rows=3)), prediction_log(FAILS)]
+    write_warmup(model, b"".join(map(frame, hand)))
+    done = refresh(model.parent, store, "--in-place")
+    assert done.returncode == 0, done.stderr
+    # Both of FAILS: the captured one is of the same executor, and was tried when the one in the file did not run.
+    left_out = [line for line in done.stdout.splitlines() if "left out" in line]
+    assert len(left_out) == 2
+    assert all("does not run on version 2: INVALID_ARGUMENT" in line for line in left_out)
+    assert sum("stood in the file" in line for line in left_out) == 1
+    file = model / WARMUP_PATH
+    records = list(read_records(file.read_bytes()))
+    assert len(records) == 43 + 1
+    assert records[0] == hand[0]
+    with HostProcess(model, "--model-name=edge") as host:
+        assert host.builds == 43 + 1
+    again = refresh(model.parent, store, "--in-place")
+    # FAILS is tried again, as long as it is in the store: the model might have changed.
+    assert "version 2: 44 records, and nothing to add" in again.stdout
+    assert list(read_records(file.read_bytes())) == records
 
 
 def test_a_version_that_has_a_file_is_left_alone(edge: Path, tmp_path: Path) -> None:

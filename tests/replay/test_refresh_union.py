@@ -17,7 +17,7 @@ from capture.export.scrub_rules import read_rules
 from capture.export.tfrecord import WARMUP_PATH, frame, prediction_log, read_records
 from capture.schema import messages
 from capture.store.base import Batch, Store
-from replay.refreshing.contents import Wanted
+from replay.refreshing.draft import Wanted
 from replay.refreshing.history import MAX_EVENTS, SLACK, Event, History
 from replay.refreshing.job import What, run_job
 from tests.support.calls import predict

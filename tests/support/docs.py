@@ -7,6 +7,7 @@ from pathlib import Path
 from capture.coverage_metrics import ROWS as COVERAGE
 from capture.textfile import markdown
 from proxy.admin.metrics import rows
+from replay.refreshing.metrics import ROWS as REFRESH
 from replay.refreshing.settings import markdown as refresh_settings
 from replay.watch_metrics import ROWS as WATCH
 
@@ -14,7 +15,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 BEGIN, END = "<!-- made by `make docs` -->\n", "<!-- end -->\n"
 #: By page, what stands between its marks, in their order.
 PARTS = {
-    "metrics.md": tuple(map(markdown, (rows(), COVERAGE, WATCH))),
+    "metrics.md": tuple(map(markdown, (rows(), COVERAGE, WATCH, REFRESH))),
     "refresh.md": (refresh_settings(),),
 }
 

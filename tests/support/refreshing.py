@@ -8,7 +8,7 @@ from typing import Any
 
 from capture.schema import messages
 from capture.store.base import Store
-from replay.refreshing.contents import Wanted
+from replay.refreshing.draft import Wanted
 from replay.refreshing.history import History
 from replay.refreshing.job import Job, Outcome, run_job
 from replay.refreshing.local import LocalPlace

@@ -1,0 +1,200 @@
+"""Staged versions: when they are let out, and what a model server that polls the base sees of it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from capture.errors import UserError
+from capture.export.manifest import MANIFEST_SUFFIX
+from capture.export.tfrecord import WARMUP_PATH, read_records
+from capture.store.base import Batch, Store
+from replay.refreshing.history import History
+from replay.refreshing.job import Job, PromoteCold, What, run_job
+from replay.refreshing.local import LocalPlace
+from replay.refreshing.place import Version
+from tests.support.refreshing import Script, body, job, saved_model
+from tests.support.stores import add, filled, signature
+
+#: Promotions that a poller looks at.
+MANY = 2000
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    (tmp_path / "m").mkdir()
+    return tmp_path / "m"
+
+
+@pytest.fixture
+def staging(tmp_path: Path) -> Path:
+    (tmp_path / "staged").mkdir()
+    return tmp_path / "staged"
+
+
+@pytest.fixture
+def fill(tmp_path: Path) -> Iterator[Callable[..., Store]]:
+    opened: list[Store] = []
+
+    def filling(*outputs: str, model: str = "m") -> Store:
+        batch = Batch("run")
+        for name in outputs:
+            add(batch, signature((name,), model=model), body=body("good", name))
+        opened.append(filled(tmp_path / "store", batch))
+        return opened[-1]
+
+    yield filling
+    for store in opened:
+        store.close()
+
+
+def passed(todo: Job, store: Store) -> list[tuple[str, What, str]]:
+    return [(one.version, one.what, one.text) for one in run_job(todo, store, trial=Script())]
+
+
+def records(version: Path) -> int:
+    return len(list(read_records((version / WARMUP_PATH).read_bytes())))
+
+
+def test_a_staged_version_goes_out_with_its_file(base: Path, staging: Path, fill: Callable[..., Store]) -> None:
+    saved_model(staging / "7")
+    todo = job(base, staging=staging, history=True)
+    said = passed(todo, fill("a", "c"))
+    assert said == [("7", What.PROMOTED, "2 records, each run on it with TensorFlow 2.21 (level executor)")]
+    assert records(base / "7") == 2
+    assert os.listdir(staging) == []
+    assert [one.event for one in History(base).events()] == ["publishing", "published", "promoted"]
+
+
+def test_one_that_is_not_complete_waits(base: Path, staging: Path, fill: Callable[..., Store]) -> None:
+    (staging / "7").mkdir()
+    saved_model(staging / "8")
+    (staging / "notes").mkdir()
+    (staging / "9").touch()
+    todo = job(base, staging=staging, complete_when="_DONE")
+    store = fill("a")
+    assert passed(todo, store) == [
+        ("7", What.PASSED, "staged, no _DONE yet"),
+        ("8", What.PASSED, "staged, no _DONE yet"),
+    ]
+    for name in ("7", "8"):
+        (staging / name / "_DONE").touch()
+    assert [one[:2] for one in passed(todo, store)] == [("7", What.PASSED), ("8", What.PROMOTED)]
+    assert passed(todo, store)[0] == ("7", What.PASSED, "staged, no saved_model.pb yet")
+
+
+def test_a_number_that_is_served_already_stays_staged(base: Path, staging: Path, fill: Callable[..., Store]) -> None:
+    saved_model(base / "7")
+    saved_model(staging / "7")
+    said = passed(job(base, staging=staging), fill("a"))
+    assert said[1] == ("7", What.FAILED, "is served already; stage it under another number, or remove the staged one")
+    assert (staging / "7" / "saved_model.pb").exists()
+    # And where it appeared only just now.
+    with pytest.raises(UserError, match=r"m/7: is there already; stage it under another number"):
+        LocalPlace(base, staging).promote(Version("7", True))
+
+
+@pytest.mark.parametrize(
+    ("cold", "served", "what"),
+    [
+        ("first", False, What.PROMOTED),
+        ("first", True, What.HELD),
+        ("always", True, What.PROMOTED),
+        ("never", False, What.HELD),
+    ],
+)
+@pytest.mark.parametrize("known", [True, False])
+def test_a_version_on_which_nothing_runs(
+    base: Path,
+    staging: Path,
+    fill: Callable[..., Store],
+    cold: PromoteCold,
+    served: bool,
+    what: What,
+    known: bool,
+) -> None:
+    if served:
+        (saved_model(base / "6") / "assets.extra").mkdir()
+        (base / "6" / WARMUP_PATH).touch()
+    saved_model(staging / "7")
+    store = fill("gone", model="m" if known else "other")
+    said = passed(job(base, staging=staging, promote_cold=cold), store)[-1]
+    assert said[:2] == ("7", what)
+    why = "nothing captured for model m runs on it"
+    if not known:
+        why = "nothing captured of model m; the store has of TF Serving: other"
+    assert why in said[2]
+    assert (base / "7").exists() == (what is What.PROMOTED)
+    assert not list((base / "7").rglob("tf_serving_warmup_requests*"))
+
+
+def test_a_version_that_fails_stays_staged(base: Path, staging: Path, fill: Callable[..., Store]) -> None:
+    (staging / "7").mkdir()
+    (staging / "7" / "saved_model.pb").write_bytes(b"\xff" * 100)
+    saved_model(staging / "8")
+    said = passed(job(base, staging=staging), fill("a"))
+    assert [one[:2] for one in said] == [("7", What.FAILED), ("8", What.PROMOTED)]
+    assert not (base / "7").exists()
+
+
+def test_a_trainers_own_file_goes_out_with_it(base: Path, staging: Path, fill: Callable[..., Store]) -> None:
+    saved_model(staging / "7")
+    store = fill("a")
+    run_job(job(base, staging=staging), store, trial=Script())
+    theirs = (base / "7" / WARMUP_PATH).read_bytes()
+    version = saved_model(staging / "8")
+    (version / WARMUP_PATH).parent.mkdir()
+    (version / WARMUP_PATH).write_bytes(theirs)
+    assert [one[1] for one in passed(job(base, staging=staging), store)] == [What.PASSED, What.PROMOTED]
+    assert (base / "8" / WARMUP_PATH).read_bytes() == theirs
+
+
+def test_wrong_places_are_one_line(base: Path, tmp_path: Path, fill: Callable[..., Store]) -> None:
+    store = fill("a")
+    with pytest.raises(UserError, match=r"none: no such directory; create it"):
+        run_job(job(base, staging=tmp_path / "none"), store, trial=Script())
+    with pytest.raises(UserError, match=r"/dev/shm: is not on the file system of "):
+        run_job(job(base, staging=Path("/dev/shm")), store, trial=Script())
+
+
+def poll(base: str, wanted: int, out: Connection) -> None:
+    """TF Serving's rule (sources/storage_path/file_system_storage_path_source.cc: a child whose name is a number is a
+    version): load it as soon as its saved_model.pb is there. Says which versions it saw without a file."""
+    seen, cold = set[str](), []
+    out.send("polling")
+    while len(seen) < wanted:
+        for name in os.listdir(base):
+            if name.isdigit() and name not in seen and os.path.exists(f"{base}/{name}/saved_model.pb"):
+                seen.add(name)
+                file = f"{base}/{name}/{WARMUP_PATH}"
+                if not (os.path.exists(file) and os.path.exists(file + MANIFEST_SUFFIX)):
+                    cold.append(name)
+    out.send(cold)
+
+
+@pytest.mark.server
+def test_a_poller_never_sees_a_version_without_its_file(
+    base: Path, staging: Path, fill: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = fill("a")
+    for number in range(MANY):
+        saved_model(staging / str(number))
+    # Durability is another test's; here it is the order that counts.
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    mine, theirs = multiprocessing.Pipe()
+    poller = multiprocessing.get_context("fork").Process(target=poll, args=(str(base), MANY, theirs))
+    poller.start()
+    try:
+        assert mine.recv() == "polling"
+        done = run_job(job(base, staging=staging), store, trial=Script())
+        assert {one.what for one in done} == {What.PROMOTED}
+        assert len(done) == MANY
+        assert mine.recv() == []
+    finally:
+        poller.kill()
+        poller.join()
