@@ -11,11 +11,16 @@ A level is written ``names``, ``shapes``, ``shapes(batch=1,8,32)``, ``values(k, 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from capture.convert.json_value import JsonError, Members, Value, parse
+from capture.dialects.base import Unreadable
+from capture.dialects.rest_scan import input_texts
 from capture.memo import Memo
 from capture.schema.tensors import elements
 from capture.schema.wire import LENGTH, WireError, fields
@@ -29,6 +34,8 @@ SHORT, SHORT_CLASS = 15, 6
 #: A constant of more elements is no scalar; its shape may tell it apart, its values do not.
 MAX_ELEMENTS: Final = 64
 MAX_BUCKETS: Final = 64
+#: Bytes of JSON that such values are looked for in.
+MAX_JSON_BYTES: Final = 64 << 10
 
 _SHAPES: Final = re.compile(r"shapes(?:\(\s*batch\s*=([^()]*)\))?")
 _VALUES: Final = re.compile(r"values\(([^()]*)\)")
@@ -136,16 +143,20 @@ def _buckets(text: str | None) -> tuple[int, ...]:
 
 
 def _value(call: Call, body: bytes, alias: str) -> str:
-    """The values of an input as text, the same however they were sent. One that was not sent, has too many elements, or
-    is JSON, is told apart from all others by that alone."""
+    """The values of an input as text, the same however they were sent: over gRPC by its dtype, as JSON, whose dtype the
+    model alone knows, by what they say. One that was not sent, or has too many elements, is told apart from all others
+    by that alone."""
     spec = next((one for one in call.tensors if one.name == alias), None)
     if spec is None:
         return "absent"
     count = 1
     for size in spec.shape or ():
         count *= size
-    if not 0 < count <= MAX_ELEMENTS or call.signature.method in REST_METHODS:
+    if not 0 < count <= MAX_ELEMENTS:
         return f"{spec} not compared"
+    if call.signature.method in REST_METHODS:
+        told = None if spec.shape is None else _json_values(body, alias)
+        return f"{spec} {'not compared' if told is None else ' '.join(told)}"
     try:
         tensor = _tensor(body, alias.encode("utf-8", "surrogatepass"))
         found = None if tensor is None else elements(tensor, spec.dtype, count, array=call.signature.family == "eas")
@@ -154,6 +165,42 @@ def _value(call: Call, body: bytes, alias: str) -> str:
     if found is None:
         return f"{spec} not compared"
     return f"{spec} {' '.join(value.hex() for value in found)}"
+
+
+def _json_values(body: bytes, alias: str) -> list[str] | None:
+    """What a REST request says of an input, value by value; None where that cannot be told."""
+    try:
+        texts = input_texts(body, alias, MAX_ELEMENTS)
+        if texts is None or sum(map(len, texts)) > MAX_JSON_BYTES:
+            return None
+        waiting = [parse(text) for text in reversed(texts)]
+    except (Unreadable, JsonError):
+        return None
+    found: list[str] = []
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting += reversed(value)
+            continue
+        if len(found) == MAX_ELEMENTS:
+            return None
+        found.append(_json_value(value))
+    return found
+
+
+def _json_value(value: Value) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # 3.0 is what 3 is
+    if isinstance(value, Members):
+        # {"b64": "..."} are bytes. The server refuses any other object.
+        coded = value.first(b"b64")
+        try:
+            value = b64decode(coded, validate=True) if isinstance(coded, bytes) else b""
+        except ValueError:
+            value = b""
+    if isinstance(value, bytes):
+        return f"text {value.hex()}"
+    return json.dumps(value)
 
 
 def _tensor(body: bytes, alias: bytes) -> bytes | None:

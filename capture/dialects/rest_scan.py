@@ -132,6 +132,25 @@ def scan_examples(body: bytes) -> Outline:
     return Outline("examples", _signature_name(found), (), count)
 
 
+def input_texts(body: bytes, name: str, most: int) -> list[bytes] | None:
+    """The JSON of a predict call's input: one text in column format, one for each instance in row format. None where an
+    instance lacks it, or there are more than ``most``. Raises Unreadable."""
+    found = _top(body)
+    instances, inputs = found.get("instances"), found.get("inputs")
+    holders = [one for one in (inputs,) if one is not None]
+    if instances is not None:
+        holders = _first_elements(instances, most + 1)
+    texts = []
+    for holder in holders:
+        # A name ends at a NUL, as in an instance.
+        named = {key.partition(b"\0")[0]: value for key, value in reversed(_named(holder) or [])}
+        value = named.get(name.encode("utf-8", "replace"))
+        if value is None:
+            return None
+        texts.append(value.data[value.start : value.end])
+    return texts if 0 < len(texts) <= most else None
+
+
 def _signature_name(found: dict[str, _Span]) -> str:
     value = found.get("signature_name")
     if value is None:
@@ -289,6 +308,23 @@ def _walked(data: bytes, at: int) -> tuple[int, _Span]:
             return count, first
         end = _value_end(data, behind.end())
     return -1, first
+
+
+def _first_elements(value: _Span, most: int) -> list[_Span]:
+    """Of a list; none of what is no list."""
+    found: list[_Span] = []
+    at = _skip(value.data, value.start + 1)
+    if value.first != b"[" or value.data[at : at + 1] == b"]":
+        return found
+    while len(found) < most:
+        found.append(_Span(value.data, at, _value_end(value.data, at)))
+        behind = _NEXT.match(value.data, found[-1].end)
+        if behind is None:
+            raise Unreadable("not JSON")
+        if behind[1] != b",":
+            break
+        at = behind.end()
+    return found
 
 
 def _skip(body: bytes, at: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from capture.dialects.tfserving_calls import read_predict
 from capture.levels import Levels, matches, parse_level, short, split
 from capture.schema.wire import length_delimited
 from capture.settings_errors import SettingsError
-from capture.signature import TensorSpec
+from capture.signature import Call, TensorSpec
 from capture.store.base import MAX_SHAPES, ModelVersion, open_store
 from proxy.settings import from_data
 from tests.capture.test_admission import START
@@ -109,6 +110,79 @@ def test_values_of_an_eas_request() -> None:
         for body in (one, same, other)
     ]
     assert found[0] == found[1] != found[2]
+
+
+def rest(body: str, level: str = "values(k)") -> str:
+    dialect = BY_NAME["tfserving-rest"]
+    raw = body.encode("utf-8", "surrogateescape")
+    call = dialect.read(Route(dialect, "REST Predict", "m", "/v1/models/m:predict"), raw)
+    return parse_level(level).suffix(call, raw)
+
+
+@pytest.mark.parametrize(
+    ("one", "same", "other"),
+    [
+        (
+            '{"inputs": {"x": [1], "k": 3}}',
+            '{"inputs": {"k": 3.0, "x": [9]}, "more": 1}',
+            '{"inputs": {"x": [1], "k": 4}}',
+        ),
+        ('{"inputs": {"k": [1, 2]}}', '{"inputs": {"k": [1.0, 2e0]}}', '{"inputs": {"k": [12, 2]}}'),
+        ('{"inputs": {"k": "a"}}', '{"inputs": {"k": {"b64": "YQ=="}}}', '{"inputs": {"k": "b"}}'),
+        ('{"inputs": {"k": "a"}}', '{"inputs": {"k": "\\u0061"}}', '{"inputs": {"k": "61"}}'),
+        ('{"inputs": {"k": true}}', '{"inputs": {"k" :true}}', '{"inputs": {"k": false}}'),
+        ('{"inputs": {"k": NaN}}', '{"inputs": {"k": -NaN}}', '{"inputs": {"k": Inf}}'),
+        (
+            '{"instances": [{"k": 1}, {"k": 2}]}',
+            '{"instances":[ {"k":1.0} ,{"k":2}]}',
+            '{"instances": [{"k": 1}, {"k": 3}]}',
+        ),
+        (
+            '{"instances": [{"k": 1, "x": 0}]}',
+            '{"instances": [{"k": 1, "k": 1, "x": 0}]}',
+            '{"instances": [{"k": 1}, {"k": 1}]}',
+        ),
+        # What cannot be told is one class: an instance without it, a tensor without a name, too much of it.
+        (
+            '{"instances": [{"k": 1}, {"x": 1}]}',
+            '{"instances": [{"k": 2}, {"x": 3}]}',
+            '{"instances": [{"k": 1}, {"k": 3}]}',
+        ),
+        ('{"inputs": [3]}', '{"inputs": [4]}', '{"inputs": {"k": [3]}}'),
+        (
+            f'{{"inputs": {{"k": {[1] * 65}}}}}',
+            f'{{"inputs": {{"k": {[2] * 65}}}}}',
+            f'{{"inputs": {{"k": {[1] * 64}}}}}',
+        ),
+        ('{"inputs": {"k": [[1], [1, 2]]}}', '{"inputs": {"k": [[1.0], [1, 2]]}}', '{"inputs": {"k": [[1], [2, 2]]}}'),
+        (
+            f'{{"inputs": {{"k": "{"a" * 70_000}"}}}}',
+            f'{{"inputs": {{"k": "{"b" * 70_000}"}}}}',
+            '{"inputs": {"k": "a"}}',
+        ),
+        (
+            f'{{"inputs": {{"k": {"[" * 9}1{"]" * 9}}}}}',
+            f'{{"inputs": {{"k": {"[" * 9}2{"]" * 9}}}}}',
+            '{"inputs": {"k": 1}}',
+        ),
+        ('{"inputs": {"k": [1, nonsense]}}', '{"inputs": {"k": [2, nonsense]}}', '{"inputs": {"k": [1, 2]}}'),
+    ],
+)
+def test_values_of_a_rest_request(one: str, same: str, other: str) -> None:
+    found = [rest(body) for body in (one, same, other)]
+    assert found[0] == found[1] != found[2]
+
+
+@given(st.binary(max_size=40), st.sampled_from([b'{"inputs":{"k":%b}}', b'{"instances":[{"k":%b}]}', b"%b"]))
+def test_any_json_has_some_class(value: bytes, form: bytes) -> None:
+    call = read_predict(with_k(b""))
+    call = Call(replace(call.signature, method="REST Predict column"), (TensorSpec("k", -1, ()),))
+    assert len(parse_level("values(k)").suffix(call, form % value)) == 17
+
+
+def test_a_rest_request_has_both_kinds_of_class() -> None:
+    bodies = [f'{{"inputs": {{"x": {x}, "k": {k}}}}}' for x in ("[1]", "[1, 2]") for k in (3, 4)]
+    assert len({rest(body, "shapes+values(k)") for body in bodies}) == 4
 
 
 def test_without_the_body_values_are_not_known() -> None:
