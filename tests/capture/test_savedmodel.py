@@ -1,9 +1,5 @@
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -14,7 +10,8 @@ from capture.savedmodel import SavedModelError, read_saved_model
 from capture.schema import messages
 from capture.schema.wire import length_delimited, write_varint
 from capture.signature import SignatureDef, TensorInfo
-from tests.support.tf_models import ROOT, saved_model
+from tests.support.processes import run_tensorflow
+from tests.support.tf_models import saved_model
 
 _TF_READING = """
 import json, sys
@@ -35,15 +32,7 @@ print(json.dumps({"version": graph.meta_info_def.tensorflow_version, "signatures
 @pytest.mark.parametrize("kind", ["ranking", "edge"])
 def test_a_real_model_reads_as_tensorflow_reads_it(kind: str, pytestconfig: pytest.Config) -> None:
     directory = saved_model(pytestconfig.cache.mkdir("saved_models"), kind)
-    done = subprocess.run(
-        [sys.executable, "-c", _TF_READING, os.fspath(directory)],
-        cwd=ROOT,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        check=True,
-        timeout=120,
-    )
-    expected = json.loads(done.stdout)
+    expected = run_tensorflow(_TF_READING, str(directory))
     found = read_saved_model(directory)
     assert found.tensorflow_version == expected["version"]
     assert found.signatures == {

@@ -36,7 +36,7 @@ def feeds(call: dict[str, Any]) -> list[Feed]:
             "dense", "float", [batch, DENSE], [round(draw.gauss(0, 1), 4) for _ in range(batch * DENSE)]
         ),
         "item_ids": lambda: Feed(
-            "item_ids", "int64", [batch, items], [draw.randrange(10**9) for _ in range(batch * items)]
+            "item_ids", "int64", [batch, items], [draw.getrandbits(60) for _ in range(batch * items)]
         ),
     }
     return [known[alias]() for alias in call["inputs"]]

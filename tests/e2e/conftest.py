@@ -14,7 +14,8 @@ from capture.counters import Counters
 from capture.store.base import Store, open_store
 from tests.clients import commands
 from tests.support.net_sidecar import Sidecar
-from tests.support.processes import run
+from tests.support.processes import ROOT, run
+from tests.support.tf_fork import run_forked
 from tests.support.tf_host import HostProcess
 from tests.support.waiting import until
 
@@ -84,7 +85,10 @@ def front(
 
 def tf_client(target: str, plan: list[dict[str, Any]], *options: str) -> str:
     """Run the real gRPC client to its end; what it printed."""
-    return run(commands.tfserving_client(target, MODEL, *options), stdin=json.dumps(plan))
+    _, *arguments = commands.tfserving_client(target, MODEL, *options)
+    done = run_forked(arguments, cwd=ROOT, stdin=json.dumps(plan))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def eas_client(target: str, plan: list[dict[str, Any]], *options: str) -> str:

@@ -22,7 +22,7 @@ from tests.support.tf_host import HostProcess
 pytestmark = pytest.mark.server
 
 #: Values of one item_ids input: over 10 MB as int64 (gRPC) and as varints (EAS).
-LARGE_ITEMS = 2_200_000
+LARGE_ITEMS = 1_320_000
 
 
 def call(

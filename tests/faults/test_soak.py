@@ -15,7 +15,7 @@ from tests.faults.test_peers import resident
 from tests.support.net_http import Load
 
 pytestmark = pytest.mark.server
-SECONDS = float(os.environ.get("SOAK_SECONDS", "30"))
+SECONDS = float(os.environ.get("SOAK_SECONDS", "20"))
 #: Bytes a minute that a slope may be, over the second half of the run: one kilobyte leaked a connection would be tens
 #: of megabytes. In a short run the allocator's steps are larger than that; it may grow by so many bytes in all.
 SLOPE = 1 << 20

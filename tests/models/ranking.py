@@ -14,7 +14,7 @@ DENSE = 16  #: width of ``dense``, float32 [batch, DENSE]
 EMBEDDING = 8  #: width of the embeddings
 CATEGORIES = tuple(f"category-{n}" for n in range(64))
 TOP = 3  #: width of ``top_ids``, int64 [batch, TOP]
-LAYERS = 150  #: enough nodes that building the graph costs far more than running it
+LAYERS = 40  #: enough nodes that building the graph costs far more than running it
 
 
 def build(directory: str | Path, version: int = 1, *, layers: int = LAYERS, seed: int = 7) -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from tests.support.tf_fork import run_forked
 from tests.support.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,15 +132,19 @@ def capture(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def run_tensorflow(program: str, *arguments: str, env: dict[str, str] | None = None) -> Any:
-    """The JSON in the last line of a Python program that imports TensorFlow, which this process does not."""
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        cwd=ROOT,
-        env={**(os.environ if env is None else env), "TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    """The JSON in the last line of a Python program that imports TensorFlow, which this process does not. With ``env``
+    it is a process that has loaded nothing."""
+    if env is None:
+        done = run_forked(["-c", program, *arguments], cwd=ROOT)
+    else:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments],
+            cwd=ROOT,
+            env={**env, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

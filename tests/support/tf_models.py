@@ -1,4 +1,4 @@
-"""Real SavedModels for tests, built once in a process of their own and kept between runs.
+"""Real SavedModels for tests, built once in processes of their own and kept between runs.
 
 The key is the source that builds them and the installed TensorFlow: nothing stale is ever served.
 """
@@ -10,13 +10,12 @@ import hashlib
 import importlib
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from replay import tf_protos
 from tests.support.processes import ROOT
+from tests.support.tf_fork import run_forked
 
 
 def saved_model(cache: Path, kind: str, version: int = 1, *arguments: str) -> Path:
@@ -37,14 +36,8 @@ def saved_model(cache: Path, kind: str, version: int = 1, *arguments: str) -> Pa
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.is_dir():
             with tempfile.TemporaryDirectory(dir=cache) as work:
-                subprocess.run(
-                    [sys.executable, "-m", f"tests.models.{kind}", work, str(version), *arguments],
-                    cwd=ROOT,
-                    env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-                    check=True,
-                    capture_output=True,
-                    timeout=300,
-                )
+                done = run_forked(["-m", f"tests.models.{kind}", work, str(version), *arguments], cwd=ROOT)
+                assert done.returncode == 0, done.stderr
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(Path(work) / str(version), target)
     return target

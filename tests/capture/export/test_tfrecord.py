@@ -1,10 +1,6 @@
 from __future__ import annotations
 
 import gzip
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +23,8 @@ from capture.schema.wire import length_delimited
 from capture.store.base import Sample
 from replay import tf_protos
 from tests.support.calls import CLASSIFY, REGRESS, multi_inference, of_examples, predict
+from tests.support.processes import run_tensorflow
 from tests.support.stores import body_of, key_of, sample, signature
-from tests.support.tf_models import ROOT
 from tests.support.tf_requests import predict_request, ranking_inputs
 
 FORM = TFRecordFormat()
@@ -248,11 +244,7 @@ def test_tensorflow_reads_it_back(tmp_path: Path) -> None:
     records = [record(str(number), body=request.SerializeToString()) for number, request in enumerate(sent)]
     path = tmp_path / "tf_serving_warmup_requests"
     path.write_bytes(FORM.write(records)[0].data)
-    done = subprocess.run(
-        [sys.executable, "-c", _TF_READING, str(path)],
-        cwd=ROOT, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}, capture_output=True, check=True, timeout=180,
-    )  # fmt: skip
-    found = json.loads(done.stdout)
+    found = run_tensorflow(_TF_READING, str(path))
     assert len(found) == len(sent)
     for one, request in zip(found, sent, strict=True):
         assert one["version"] is None
