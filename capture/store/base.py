@@ -254,6 +254,14 @@ class StoredBlock(NamedTuple):
     calls: int
 
 
+class StoredTotal(NamedTuple):
+    """What is stored of one model version, in numbers: signatures, and bytes of requests (samples and held out)."""
+
+    owner: ModelVersion
+    signatures: int
+    payload_bytes: int
+
+
 class Store(Protocol):
     """A place for records. Every method raises StoreError when the store does not answer."""
 
@@ -267,6 +275,9 @@ class Store(Protocol):
 
     def signatures(self, model: str | None = None) -> list[StoredSignature]:
         """All signatures, most hits first; of one model if given."""
+
+    def totals(self) -> list[StoredTotal]:
+        """What is stored of each model version, without reading it."""
 
     def sample(self, key: RecordKey) -> Sample | None:
         """The stored request of a signature."""

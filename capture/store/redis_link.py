@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,6 +28,9 @@ PASSWORD_VARIABLE: Final = "REDISCLI_AUTH"  # noqa: S105 - the name of it
 PASSWORD_FILE_VARIABLE: Final = "WARMTAP_STORE_PASSWORD_FILE"  # noqa: S105
 #: Attempts of a cluster's client: after a failover it must first learn who is the primary now.
 CLUSTER_ATTEMPTS: Final = 3
+#: Seconds that the clocks of a writer and of the server may differ, and between two looks at them.
+CLOCK_SECONDS: Final = 300.0
+CLOCK_INTERVAL: Final = 600.0
 
 #: What errors of the server mean, by the word that they begin with.
 _MEANING: Final = {
@@ -70,11 +74,14 @@ class Link:
     """One server or cluster. One instance belongs to one thread at a time."""
 
     def __init__(self, url: RedisUrl) -> None:
-        """Connects to nothing yet. Raises StoreError: plaintext to another machine, no password file."""
+        """Connects to nothing yet. Raises StoreError: plaintext to another machine, a file that cannot be read."""
         self.url = url if url.password else replace(url, password=_password(url))
         must_be_safe(url, tuple(host for host, _ in url.hosts))
+        for name in ("ca", "cert", "key"):
+            _must_be_readable(url, name)
         self._client: Any = None
         self._scripts: dict[str, tuple[str, str]] = {}
+        self._clock_until = float("-inf")
 
     @property
     def client(self) -> Any:
@@ -95,8 +102,21 @@ class Link:
         """Whatever goes wrong inside is a StoreError."""
         try:
             yield
-        except (failures.RedisError, OSError, msgspec.MsgspecError) as error:
+        except (failures.RedisError, failures.RedisClusterException, OSError, msgspec.MsgspecError) as error:
             raise StoreError(f"store {self.url.shown}: {explained(error, self.url)}") from None
+
+    def check_clock(self, key: str) -> None:
+        """Raise StoreError where this machine's clock is not the server's: what is kept is kept by age, and one sidecar
+        that is years ahead would throw away what all have captured. Asked now and then, where ``key`` lies."""
+        if (now := time.monotonic()) < self._clock_until:
+            return
+        seconds, _ = self.client.eval("return redis.call('TIME')", 1, key)
+        if abs(ahead := time.time() - int(seconds)) > CLOCK_SECONDS:
+            raise StoreError(
+                f"store {self.url.shown}: the clocks of this machine and of the server differ by {abs(ahead):.0f} s,"
+                f" more than {CLOCK_SECONDS:.0f}: set them; nothing is written meanwhile"
+            )
+        self._clock_until = now + CLOCK_INTERVAL
 
     def run(self, name: str, key: str, message: Any, *blobs: bytes) -> Any:
         """Run a script on the slot of ``key``; what it packed, or its number."""
@@ -138,6 +158,14 @@ def _password(url: RedisUrl) -> str:
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "it holds no text"
         raise StoreError(f"store {url.shown}: {PASSWORD_FILE_VARIABLE}={name}: {why}") from None
+
+
+def _must_be_readable(url: RedisUrl, name: str) -> None:
+    if file := getattr(url, name):
+        try:
+            os.close(os.open(file, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError as error:
+            raise StoreError(f"store {url.shown}: {name}={file}: {error.strerror}") from None
 
 
 def _common(url: RedisUrl) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from capture.store.base import (
     StoredHeldOut,
     StoredMetadata,
     StoredSignature,
+    StoredTotal,
     StoreError,
     Told,
 )
@@ -108,6 +109,7 @@ class RedisStore:
 
     def apply(self, batch: Batch) -> Told:
         with self._errors():
+            self._link.check_clock(self._fleet)
             return self._writer.apply(batch)
 
     def lock(self, name: str, seconds: float) -> RedisLock:
@@ -134,6 +136,16 @@ class RedisStore:
                         self._writer.knows(stored.key, token)
                         rows.append(stored)
         return sorted(rows, key=lambda row: (-row.hits, row.key.digest, row.key.owner.version))
+
+    def totals(self) -> list[StoredTotal]:
+        found = []
+        with self._errors():
+            for owner in self._owners():
+                base = self._base(owner)
+                count, size = self._link.each([("HLEN", f"{base}:rows"), ("HGET", base, "bytes")])
+                if count:
+                    found.append(StoredTotal(owner, int(count), int(size or 0)))
+        return found
 
     def sample(self, key: RecordKey) -> Sample | None:
         with self._errors():

@@ -53,13 +53,16 @@ def parse(url: str) -> RedisUrl:
     shown = shown_store(url)
     scheme, _, rest = url.partition("://")
     cluster, tls = SCHEMES[scheme]
+    before, at, _ = rest.rpartition("@")
+    if at and set(before) & set("/?#"):
+        raise StoreError(f"store {shown}: in a password write / as %2F, ? as %3F, # as %23")
     # What is between has a grammar of its own where several hosts are named.
     split = urlsplit("//" + rest)
     userinfo, _, hostinfo = split.netloc.rpartition("@")
     username, _, password = userinfo.partition(":")
     options = _options(shown, split.query, tls)
-    if split.fragment:
-        raise StoreError(f"store {shown}: '#' ends a URL; write %23 in a password")
+    if "#" in rest:
+        raise StoreError(f"store {shown}: '#' has no meaning here; leave it out")
     db_text = options.get("db", "0")
     hosts: tuple[tuple[str, int], ...] = ()
     path = ""

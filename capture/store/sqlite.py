@@ -33,6 +33,7 @@ from capture.store.base import (
     StoredHeldOut,
     StoredMetadata,
     StoredSignature,
+    StoredTotal,
     StoreError,
     StoreGone,
 )
@@ -155,6 +156,15 @@ class SqliteStore:
         )
         with self._errors():
             return [stored_signature(row) for row in rows]
+
+    def totals(self) -> list[StoredTotal]:
+        rows = self._rows(
+            "SELECT family, model, version, count(*),"
+            " coalesce(sum((SELECT size FROM samples WHERE signature_id=s.id)), 0)"
+            " + coalesce(sum((SELECT sum(size) FROM held_out WHERE signature_id=s.id)), 0)"
+            " FROM signatures s GROUP BY family, model, version ORDER BY family, model, version"
+        )
+        return [StoredTotal(ModelVersion(*row[:3]), *row[3:]) for row in rows]
 
     def sample(self, key: RecordKey) -> Sample | None:
         rows = self._rows(

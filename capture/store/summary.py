@@ -17,15 +17,18 @@ def store_facts(url: str) -> StoreFacts:
     try:
         store = open_store(url)
         try:
-            rows = store.signatures()
-            models = Counter(f"{row.key.owner.family}/{row.key.owner.model}" for row in rows)
+            # Not the signatures themselves: a thousand sidecars of one store may be asked for their figures at a time.
+            totals = store.totals()
+            models: Counter[str] = Counter()
+            for one in totals:
+                models[f"{one.owner.family}/{one.owner.model}"] += one.signatures
             return StoreFacts(
-                signatures=len(rows),
+                signatures=models.total(),
                 models=dict(models),
                 refusals=[(reason, count) for _, _, _, reason, count in store.refusals()[:_MOST]],
                 ignored=store.ignored()[:_MOST],
                 counters=store.counters(),
-                payload_bytes=sum(row.sample_size for row in rows),
+                payload_bytes=sum(one.payload_bytes for one in totals),
             )
         finally:
             store.close()

@@ -38,7 +38,7 @@ EXTRA: Final = (
     Row("warmtap_worker_reading", "gauge", ("pair",), "1 while a capture worker reads the tap"),
     Row("warmtap_store_up", "gauge", (), "1 while the store can be read"),
     Row("warmtap_store_signatures", "gauge", ("model",), "Wire signatures stored, over all model versions"),
-    Row("warmtap_store_payload_bytes", "gauge", (), "Bytes of the samples stored"),
+    Row("warmtap_store_payload_bytes", "gauge", (), "Bytes of the requests stored, held-out ones included"),
     Row("warmtap_admin_turned_away_total", "counter", (), "Requests to this server without the right token or host"),
 )
 

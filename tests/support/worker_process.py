@@ -25,7 +25,9 @@ class Worker:
     """A running worker process. ``counters`` and ``program`` may be given: what it shares with a real relay, and the
     Python text to run in place of ``capture.worker``."""
 
-    def __init__(self, store: Path, *, counters: Counters | None = None, program: str = "", **config: Any) -> None:
+    def __init__(
+        self, store: Path | str, *, counters: Counters | None = None, program: str = "", **config: Any
+    ) -> None:
         self.store = store
         self.counters = Counters.create() if counters is None else counters
         self.socket, theirs = socket.socketpair()

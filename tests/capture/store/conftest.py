@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from capture.store.base import Store, open_store
-from tests.support.valkey import Cluster, Server
+from tests.support.valkey import Cluster, Server, debian_redis
 
 #: Every kind of store passes the same suite. Tests share the servers: each has a prefix of its own.
-KINDS = ["sqlite", pytest.param("redis", marks=pytest.mark.server), pytest.param("cluster", marks=pytest.mark.server)]
+SERVERS = {"valkey": "valkey", "cluster": "valkey_cluster", "redis": "debians_redis"}
+KINDS = ["sqlite", *(pytest.param(name, marks=pytest.mark.server) for name in SERVERS)]
 NUMBERS = itertools.count()
 
 
@@ -28,6 +29,16 @@ def valkey_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster
         yield cluster
 
 
+@pytest.fixture(scope="session")
+def debians_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Debian's Redis, which is older."""
+    binary = debian_redis()
+    if binary is None:
+        pytest.skip("no redis-server is installed (Debian: apt-get install redis-server)")
+    with Server(tmp_path_factory.mktemp("redis"), binary=binary) as server:
+        yield server
+
+
 @pytest.fixture
 def shared_url(valkey: Server) -> str:
     """Where an empty store of a fleet may be created."""
@@ -39,7 +50,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where an empty store may be created; it may be opened several times."""
     if request.param == "sqlite":
         return str(tmp_path / "store.sqlite")
-    server = request.getfixturevalue("valkey" if request.param == "redis" else "valkey_cluster")
+    server = request.getfixturevalue(SERVERS[request.param])
     return f"{server.url}?prefix=t{next(NUMBERS)}"
 
 

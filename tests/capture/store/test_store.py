@@ -93,6 +93,19 @@ def test_the_newer_sample_replaces(store: Store) -> None:
     assert found.body == b"second"
 
 
+def test_totals_are_of_samples_and_of_what_is_held_out(store: Store) -> None:
+    batch = Batch("run1")
+    key = add(batch, ONE, body=b"12345")
+    add(batch, TWO, body=b"123", version="2")
+    add(batch, ONE, body=b"1", version="2")
+    held_out(batch, key, "h1", b"1234567")
+    held_out(batch, key, "h2", b"12")
+    store.apply(batch)
+    assert store.totals() == [(key.owner, 1, 14), (key_of(TWO, "2").owner, 2, 4)]
+    store.apply(Batch("run1", evicted={key}, released={"h1": (None, False)}))
+    assert store.totals() == [(key.owner, 1, 2), (key_of(TWO, "2").owner, 2, 4)]
+
+
 def test_one_signature_on_two_versions(store: Store) -> None:
     batch = Batch("run1")
     keys = [add(batch, ONE, version=version, body=version.encode()) for version in ("1", "2")]
