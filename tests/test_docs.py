@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from tests.support.command_words import parse
 from tests.support.docs import DOCS, PARTS, made
 
 ROOT = DOCS.parent
@@ -24,3 +26,20 @@ def test_every_test_that_is_named_exists(page: str) -> None:
 @pytest.mark.parametrize("page", PARTS)
 def test_what_is_made_from_the_code_is_up_to_date(page: str) -> None:
     assert made(page) == Path(DOCS / page).read_text(), "make docs"
+
+
+def commands(path: Path) -> list[str]:
+    """Lines of code that run `capture`, continuation lines joined."""
+    text = re.sub(r"\\\n\s*", " ", path.read_text())
+    return re.findall(r"^ {4,}(?:[!-~]+ +)*?(?:\S*/)?(capture [a-z].*)$", text, re.M)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda page: page.name)
+def test_command_lines_are_ones_that_the_program_takes(page: Path) -> None:
+    for line in commands(page):
+        assert parse(shlex.split(line, comments=True)[1:]) is not None, line
+
+
+def test_command_lines_are_found() -> None:
+    assert len(commands(ROOT / "README.md")) > 10
+    assert any("--take-over" in line for line in commands(DOCS / "deployment.md"))

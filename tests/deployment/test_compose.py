@@ -20,7 +20,6 @@ from proxy import address, settings
 from replay.refreshing import settings as refreshing
 from tests.support.command_words import parse
 from tests.support.image import DOCKERFILE, history, stages
-from tests.support.valkey import Server
 from tests.test_architecture import ROOT
 
 OURS = ("sidecar", "refresh")
@@ -125,16 +124,6 @@ def test_sidecar_and_refresh_share_a_store_that_nobody_else_reaches() -> None:
     volume, _, writable = place(host, "/data")  # where the image keeps it: WORKDIR
     assert volume in COMPOSE["volumes"]
     assert writable
-
-
-def test_the_store_takes_its_command_line_and_refuses_rather_than_forgets(tmp_path: Path) -> None:
-    program, *options = SERVICES["valkey"]["command"]
-    assert program == "valkey-server"
-    with Server(tmp_path, *options) as server, server.client() as client:
-        assert client.config_get("maxmemory-policy", "appendonly") == {
-            "maxmemory-policy": "noeviction",
-            "appendonly": "yes",
-        }
 
 
 def test_refresh_writes_where_serving_reads() -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import kubernetes_validate
 import pytest
-import redis
 import yaml
 
 from capture.store.redis_url import must_be_safe
@@ -20,7 +19,6 @@ from replay.refreshing import settings as refreshing
 from tests.support.command_words import parse
 from tests.support.image import history
 from tests.support.manifests import DIRECTORY, KUSTOMIZATION, config_maps, pods, quantity, resources
-from tests.support.valkey import Server
 from tests.test_architecture import ROOT
 
 RESOURCES = resources()
@@ -267,18 +265,20 @@ def test_all_share_one_store_which_nobody_else_reaches() -> None:
         assert egress[0]["ports"] == [{"port": port}]
 
 
-def test_the_store_takes_its_command_line_and_asks_for_the_password(tmp_path: Path) -> None:
+def test_the_store_refuses_rather_than_forgets_and_asks_for_its_password() -> None:
+    """That the server takes this command line: test_pod.py."""
     container = PODS["valkey"].container("valkey")
     [variable] = [one for one in container["env"] if one["valueFrom"]["secretKeyRef"]["name"] == "warmtap-store"]
-    words = [word.replace(f"$({variable['name']})", "secret") for word in container["args"]]
-    assert words[0] == "valkey-server"
-    assert "secret" in words
-    with Server(tmp_path, *words[1:]) as server:
-        with server.client(password="secret") as client:
-            assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
-            assert quantity(container["resources"]["limits"]["memory"]) > client.info()["maxmemory"]
-        with server.client() as client, pytest.raises(redis.AuthenticationError):
-            client.ping()
+    options = dict(zip(container["args"][1::2], container["args"][2::2], strict=True))
+    assert options.pop("--requirepass") == f"$({variable['name']})"
+    assert (options["--maxmemory-policy"], options["--appendonly"]) == ("noeviction", "yes")
+    most = quantity(options["--maxmemory"].replace("gb", "Gi"))
+    assert most > sidecar().capture.limits.store_bytes
+    assert quantity(container["resources"]["limits"]["memory"]) > most
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["valkey"]
+    assert compose["command"][0] == container["args"][0] == "valkey-server"
+    assert dict(zip(compose["command"][1::2], compose["command"][2::2], strict=True)) == options
+    assert compose["image"] == container["image"]
 
 
 @pytest.mark.parametrize("name", of_kind("NetworkPolicy"))
