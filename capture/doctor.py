@@ -37,20 +37,25 @@ _KINDS: Final[tuple[tuple[str, Severity, str, str], ...]] = (
      " the generator"),
 )  # fmt: skip
 _OPS: Final = [(kind, re.compile(ops)) for kind, _, ops, _ in _KINDS]
-_XLA: Final = "XLA compiles for each shape, and for each value that it needs at compile time: set level shapes (and"
+_XLA: Final = "XLA compiles for each shape, and for each value that it needs at compile time: set level"
+#: Kinds for which shapes matter wherever the model runs. (Of convolutions: on a GPU.)
+_OF_SHAPES: Final = frozenset({"xla", "tensorrt", "batching"})
 _XLA_OP: Final = re.compile(r"XlaLaunch(V2)?|_XlaCompile|_XlaRun")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One finding. ``signatures`` are those that it concerns, ``ops`` how often each op is in them. ``action``: names
-    alone are not enough, or warm-up would do harm."""
+    alone are not enough, or warm-up would do harm. ``sizes`` are batch sizes that the graph pads to, ``scalars`` inputs
+    whose values may be constants to XLA."""
 
     severity: Severity
     kind: str
     signatures: tuple[str, ...]
     text: str
     ops: dict[str, int]
+    sizes: tuple[int, ...] = ()
+    scalars: tuple[str, ...] = ()
 
 
 def examine(graph: Graph, signatures: Mapping[str, SignatureDef]) -> list[Finding]:
@@ -66,16 +71,36 @@ def examine(graph: Graph, signatures: Mapping[str, SignatureDef]) -> list[Findin
     for kind, severity, _, text in (("xla", "action", "", ""), *_KINDS):
         if kind in found:
             where, ops, batches = found[kind]
+            scalars: tuple[str, ...] = ()
             if kind == "xla":
-                scalars = sorted({a for s in where for a, i in signatures[s].inputs.items() if i.shape == ()})
-                values = f"+values({', '.join(scalars)}) where those change" if scalars else "+values(INPUT)"
-                text = f"{_XLA} {values} where such an input exists), export with --batch-sizes"
+                scalars = tuple(
+                    sorted({a for s in where for a, i in signatures[s].inputs.items() if i.shape == ()})
+                )  # fmt: skip
+                level = _level((), scalars)
+                if not scalars:
+                    level += " (and +values(INPUT) for an input that is such a value)"
+                text = f"{_XLA} {level}, export with --batch-sizes"
             if batches:
                 text += " " + ",".join(map(str, sorted(batches)))
-            out.append(Finding(severity, kind, tuple(sorted(where)), text, dict(ops)))
+            out.append(
+                Finding(severity, kind, tuple(sorted(where)), text, dict(ops), tuple(sorted(batches)), scalars)
+            )  # fmt: skip
     out += _inputs(graph, signatures)
     out += _shared(signatures)
     return sorted(out, key=lambda one: one.severity != "action")
+
+
+def recommended_level(findings: Iterable[Finding]) -> str:
+    """The level (:mod:`capture.levels`) at which such a model is to be captured."""
+    shapes = [one for one in findings if one.kind in _OF_SHAPES]
+    if not shapes:
+        return "names"
+    return _level(*(sorted({item for one in shapes for item in getattr(one, name)}) for name in ("sizes", "scalars")))
+
+
+def _level(sizes: Iterable[int], scalars: Iterable[str]) -> str:
+    batch, values = ",".join(map(str, sizes)), ", ".join(scalars)
+    return "shapes" + (f"(batch={batch})" if batch else "") + (f"+values({values})" if values else "")
 
 
 def _seen(graph: Graph, signature: SignatureDef) -> Iterator[tuple[str, str, list[int]]]:

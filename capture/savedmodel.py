@@ -75,7 +75,7 @@ def _absent(directory: Path) -> str:
     versions = sorted(path.name for path in directory.iterdir() if path.name.isdigit())
     if versions:
         return f"{directory}: no saved_model.pb; did you mean {directory / versions[-1]}?"
-    return f"{directory}: no saved_model.pb"
+    return f"{directory}: no saved_model.pb; give the version directory that holds it"
 
 
 def _meta_graph(file: BinaryIO, end: int) -> tuple[frozenset[str], SavedModel]:

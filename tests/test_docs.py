@@ -43,3 +43,20 @@ def test_command_lines_are_ones_that_the_program_takes(page: Path) -> None:
 def test_command_lines_are_found() -> None:
     assert len(commands(ROOT / "README.md")) > 10
     assert any("--take-over" in line for line in commands(DOCS / "deployment.md"))
+
+
+def test_every_statement_of_the_guarantee_has_its_test() -> None:
+    """Each paragraph, bullet and row behind the page's beginning, but for headings."""
+    text = (DOCS / "guarantee.md").read_text().partition("\n## ")[2]
+    blocks = [
+        block
+        for part in re.split(r"\n\n", text)
+        for block in (re.split(r"\n(?=- |\| )", part) if re.match(r"- |\| ", part) else [part])
+    ]
+    # The rows of the events are told by the sentence in front of them.
+    table = [block for block in blocks if re.match(r"\| (event|`\w+`) \|", block) and "tests/" not in block]
+    assert len(table) == 6
+    for block in blocks:
+        heading = re.match(r"#+ |[A-Z][\w :,]+$|\| level|\|---", block) or block in table
+        assert heading or re.search(r"`tests/[\w/]+\.py|no test|No test", block), block
+    assert len(blocks) > 50

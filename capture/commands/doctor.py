@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ import msgspec
 import typer
 
 from capture.commands.tables import print_table, printable
-from capture.doctor import examine
+from capture.doctor import examine, recommended_level
 from capture.errors import UserError
 from capture.graph import read_graph
 from capture.savedmodel import SavedModelError, read_saved_model
@@ -40,9 +41,10 @@ def doctor(
         print(f"capture: error: {printable(str(error))}", file=sys.stderr)
         raise typer.Exit(UNUSABLE) from None
     findings = examine(graph, signatures)
+    level = recommended_level(findings)
     if as_json:
         document = {"saved_model": str(saved_model), "tensorflow": model.tensorflow_version, "nodes": graph.count,
-                    "signatures": sorted(signatures), "findings": findings}  # fmt: skip
+                    "signatures": sorted(signatures), "level": level, "findings": findings}  # fmt: skip
         print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
     else:
         rows = [
@@ -50,6 +52,11 @@ def doctor(
              one.text + (f" ({', '.join(f'{op} x{count}' for op, count in one.ops.items())})" if one.ops else ""))
             for one in findings
         ]  # fmt: skip
-        print_table(("", "KIND", "SIGNATURES", "WHAT"), [[printable(cell) for cell in row] for row in rows])
+        if rows:
+            print_table(("SEVERITY", "KIND", "SIGNATURES", "WHAT"), [[printable(cell) for cell in row] for row in rows])
+        else:
+            print("nothing found: one request for each set of names is all that this model needs")
+        if level != "names":
+            print(printable(f"recommended: capture.levels: {{MODEL: {json.dumps(level)}}} in the sidecar's settings"))
         print(f"{len(signatures)} signatures, {graph.count} nodes, {len(findings)} findings", file=sys.stderr)
     raise typer.Exit(ACTION if any(one.severity == "action" for one in findings) else NOTHING)

@@ -125,7 +125,7 @@ def test_a_signature_over_the_bound_is_not_read(tmp_path: Path) -> None:
 def test_absent_models(tmp_path: Path) -> None:
     gone = "DIR: no such directory; give the version directory that holds saved_model.pb"
     assert error(tmp_path / "none") == gone
-    assert error(tmp_path) == "DIR: no saved_model.pb"
+    assert error(tmp_path) == "DIR: no saved_model.pb; give the version directory that holds it"
     for name in ("1", "23", "notes"):
         (tmp_path / name).mkdir()
     assert error(tmp_path) == "DIR: no saved_model.pb; did you mean DIR/23?"

@@ -6,7 +6,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from capture.commands.export import export
 from capture.dialects import tfserving_calls
 from capture.dialects.base import Route
 from capture.dialects.table import BY_NAME
+from capture.export import select
 from capture.export.manifest import MANIFEST_SUFFIX
+from capture.export.tfrecord import read_records
+from capture.signature import ExecutorKey, SignatureDef, WireSignature, executor_key
 from capture.store.base import Batch, HeldOut, ModelVersion, RecordKey, SignatureDelta, open_store
 from tests.replay.test_signature_matrix import eas, tfserving
 from tests.support.processes import capture
@@ -88,6 +92,8 @@ def test_the_right_file_is_proved(edge: Path, tmp_path: Path, warmup: Path) -> N
     proof = manifest["proof"]
     assert (proof["verdict"], proof["level"], proof["model"]) == ("proved", "executor", "edge")
     assert proof["saved_model"] == "edge/1"
+    assert proof["tensorflow"] == found["tensorflow"] != ""
+    assert proof["held_out_from"] == proof["held_out_to"] == found["held_out_from"] is not None
     assert proof["saved_model_sha256"] == hashlib.sha256((edge / "saved_model.pb").read_bytes()).hexdigest()
 
 
@@ -103,20 +109,55 @@ def test_a_missing_record_is_named(edge: Path, tmp_path: Path, warmup: Path) -> 
     assert "fetches also: double" in reason
 
 
-def test_a_signature_that_ignores_the_output_filter_is_found_out(
-    edge: Path, tmp_path: Path, warmup: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Mutation: with one signature for all filters the export keeps one record, and verify names what is missing."""
+def without_filter(patch: pytest.MonkeyPatch) -> None:
     true = tfserving_calls.wire_signature
+    patch.setattr(tfserving_calls, "wire_signature", lambda *values: true(*values[:-1], []))
+
+
+def without_signature_name(patch: pytest.MonkeyPatch) -> None:
+    true = tfserving_calls.wire_signature
+    patch.setattr(tfserving_calls, "wire_signature", lambda *values: true(*values[:3], "", *values[4:]))
+
+
+def fetches_as_a_set(patch: pytest.MonkeyPatch) -> None:
+    def merged(signature: WireSignature, defs: Mapping[str, SignatureDef]) -> ExecutorKey:
+        true = executor_key(signature, defs)
+        return replace(true, fetches=tuple(sorted(set(true.fetches))))
+
+    patch.setattr(select, "executor_key", merged)
+
+
+NAMED = [tfserving([]), tfserving([], signature="aliases")]
+ALIASES = [tfserving(["a", "c"], signature="aliases"), tfserving(["a", "b", "c"], signature="aliases")]
+
+
+@pytest.mark.parametrize(
+    ("mutate", "sent", "held", "named"),
+    [
+        (without_filter, SENT[:2], HELD[:2], "fetches also: double"),
+        (without_signature_name, NAMED, NAMED, "signature_name is aliases, not serving_default"),
+        (fetches_as_a_set, ALIASES, ALIASES, ": b"),
+    ],
+)
+def test_a_signature_that_is_too_coarse_is_found_out(
+    edge: Path,
+    tmp_path: Path,
+    warmup: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mutate: Callable[[pytest.MonkeyPatch], None],
+    sent: list[bytes],
+    held: list[bytes],
+    named: str,
+) -> None:
+    """Mutations of the rules: the export keeps one record of two, and verify names what is missing."""
     with monkeypatch.context() as patch:
-        patch.setattr(tfserving_calls, "wire_signature", lambda *values: true(*values[:-1], []))
-        store = fill(tmp_path / "store", "tfserving", SENT[:2], HELD[:2])
-        exported(store, warmup, edge)
-    assert len(open_store(str(store)).signatures()) == 1
-    status, found = verify(edge, store, "--warmup", str(warmup))
-    assert status == 1
-    assert found["verdict"] == "failed"
-    assert any("fetches also: double" in reason for reason in found["reasons"])
+        mutate(patch)
+        exported(fill(tmp_path / "mutated", "tfserving", sent, []), warmup, edge)
+    assert len(list(read_records(warmup.read_bytes()))) == 1
+    store = fill(tmp_path / "store", "tfserving", sent, held)
+    status, found = verify(edge, store, "--warmup", str(warmup), "--herd", "0")
+    assert (status, found["verdict"], found["warm"]["graph_builds"]) == (1, "failed", 1)
+    assert any(named in reason for reason in found["reasons"]), found["reasons"]
 
 
 def test_without_held_out_requests_it_is_a_self_check(edge: Path, tmp_path: Path, warmup: Path) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from capture.doctor import Finding, recommended_level
 from capture.graph import read_graph
+from capture.levels import parse_level
 from tests.support.processes import capture
 from tests.support.tf_models import saved_model
 
@@ -21,7 +23,7 @@ def test_each_trouble_is_found_where_it_is(model_cache: Path) -> None:
     found = {one["kind"]: one for one in json.loads(done.stdout)["findings"]}
     where = {kind: one["signatures"] for kind, one in found.items()}
     assert where["xla"] == ["compiled"]
-    assert "values(" in found["xla"]["text"]
+    assert "set level shapes" in found["xla"]["text"]
     assert where["convolution"] == ["convolves"]
     assert found["convolution"]["ops"] == {"Conv2D": 1}
     assert where["batching"] == ["batches"]
@@ -34,11 +36,41 @@ def test_each_trouble_is_found_where_it_is(model_cache: Path) -> None:
 
 def test_a_model_without_trouble(ranking: Path, edge: Path) -> None:
     done = capture("doctor", "--saved-model", str(ranking))
-    assert (done.returncode, done.stdout.count("\taction")) == (0, 0), done.stdout
+    assert (done.returncode, done.stdout) == (
+        0,
+        "nothing found: one request for each set of names is all that this model needs\n",
+    )
     done = capture("doctor", "--saved-model", str(edge), "--json")
     assert done.returncode == 0, done.stdout
     kinds = {one["kind"] for one in json.loads(done.stdout)["findings"]}
     assert kinds == {"shared", "defaults"}
+
+
+def finding(kind: str, sizes: tuple[int, ...] = (), scalars: tuple[str, ...] = ()) -> Finding:
+    return Finding("action", kind, ("s",), "", {}, sizes, scalars)
+
+
+@pytest.mark.parametrize(
+    ("findings", "level"),
+    [
+        ([], "names"),
+        ([finding("assigns"), finding("convolution")], "names"),
+        ([finding("tensorrt")], "shapes"),
+        ([finding("xla", scalars=("k", "axis"))], "shapes+values(axis, k)"),
+        ([finding("batching", sizes=(2, 8)), finding("xla", scalars=("k",))], "shapes(batch=2,8)+values(k)"),
+    ],
+)
+def test_the_level_that_it_recommends_is_one(findings: list[Finding], level: str) -> None:
+    assert recommended_level(findings) == level
+    parse_level(level)
+
+
+def test_it_is_told_with_the_setting(compiled: Path) -> None:
+    done = capture("doctor", "--saved-model", str(compiled))
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == (
+        'recommended: capture.levels: {MODEL: "shapes+values(k)"} in the sidecar\'s settings'
+    )
 
 
 def test_what_is_no_model(tmp_path: Path, ranking: Path) -> None:
