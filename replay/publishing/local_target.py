@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -18,8 +20,13 @@ from replay.publishing.target import Found
 _MODE: Final = 0o666
 
 
+#: Names of temporary files, as :mod:`capture.export.files` makes them.
+_TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
+
+
 class LocalTarget:
-    """A directory. Files appear by rename."""
+    """A directory. Files appear by rename; temporary files that a kill left behind are none of its files, and go when
+    their file is written or removed again."""
 
     def __init__(self, base: Path) -> None:
         self.url = str(base)
@@ -42,6 +49,8 @@ class LocalTarget:
     def _walk(self, directory: Path) -> Iterator[Found]:
         for place, _, names in os.walk(directory):
             for name in names:
+                if _TEMPORARY.fullmatch(name):
+                    continue
                 if found := self.find(str((Path(place) / name).relative_to(self._base))):
                     yield found
 
@@ -61,8 +70,7 @@ class LocalTarget:
             return None
 
     def write(self, path: str, data: bytes) -> None:
-        target = self._base / path
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target = self._ready(path)
 
         def check(read: bytes) -> None:
             if read != data:
@@ -70,9 +78,15 @@ class LocalTarget:
 
         write_atomically(target, data, check=check, mode=_MODE & ~_umask())
 
-    def put(self, path: str, source: Path) -> Found:
+    def _ready(self, path: str) -> Path:
+        """Where a file is to be written."""
         target = self._base / path
         target.parent.mkdir(parents=True, exist_ok=True)
+        _clear(target)
+        return target
+
+    def put(self, path: str, source: Path) -> Found:
+        target = self._ready(path)
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
         try:
             shutil.copyfile(source, temporary)
@@ -101,6 +115,7 @@ class LocalTarget:
     def remove(self, path: str) -> None:
         target = self._base / path
         target.unlink(missing_ok=True)
+        _clear(target)
         # Directories that are empty now are nothing in an object store, so they are nothing here.
         for parent in target.parents:
             if parent == self._base or not parent.is_relative_to(self._base):
@@ -109,6 +124,13 @@ class LocalTarget:
                 parent.rmdir()
             except OSError:
                 return
+
+
+def _clear(target: Path) -> None:
+    """Remove what killed runs left beside a file."""
+    for temporary in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        if _TEMPORARY.fullmatch(temporary.name):
+            temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:

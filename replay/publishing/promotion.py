@@ -96,7 +96,7 @@ def promote(staged: Area, base: Area, version: str) -> None:
 def finish(staged: Area, base: Area, version: str) -> bool:
     """Remove what is left of a staged version that was let out before its promotion was killed. False where there is no
     such thing."""
-    if not _under_way(base, version) or SAVED_MODEL not in base.files(version):
+    if not under_way(base, version) or SAVED_MODEL not in base.files(version):
         return False
     apart = staged.target is not base.target
     path = _journal(base, version, "arriving" if apart else "promoting")
@@ -115,7 +115,15 @@ def finish(staged: Area, base: Area, version: str) -> bool:
     return True
 
 
-def _under_way(base: Area, version: str) -> bool:
+def begun(base: Area) -> list[str]:
+    """Versions of which a promotion was begun and not finished."""
+    end = ".promoting.json"
+    names = (one.path.rpartition("/")[2] for one in base.target.files(base.at(STATE)))
+    return sorted(name.removesuffix(end) for name in names if name.endswith(end))
+
+
+def under_way(base: Area, version: str) -> bool:
+    """Whether a promotion of this version was begun and not finished."""
     return base.target.find(_journal(base, version, "promoting")) is not None
 
 

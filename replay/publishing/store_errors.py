@@ -67,9 +67,7 @@ def told(address: Address, doing: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:
+    except Exception as error:
         if _is_local(error):
             raise
         raise _translated(error, address, doing) from None
