@@ -15,6 +15,7 @@ from capture.errors import UserError
 from capture.export.batch import batch_sizes
 from capture.settings_errors import SettingsError
 from capture.textfile import check_textfile
+from replay.publishing.addresses import is_url, parse
 from replay.refreshing.history import History
 from replay.refreshing.job import BAD, Job
 from replay.refreshing.jobs import jobs_of
@@ -25,17 +26,22 @@ from replay.refreshing.telling import log_line, sentences
 
 def refresh(
     saved_model_base: Annotated[
-        Path | None,
-        typer.Option("--saved-model-base", help="The directory that holds the version directories.", metavar="DIR"),
+        str | None,
+        typer.Option(
+            "--saved-model-base", help="Where the version directories are: a directory or URL.", metavar="DIR"
+        ),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     model: Annotated[
         str | None, typer.Option("--model", help="The model's name in the traffic; default: DIR's name.")
     ] = None,
     staging: Annotated[
-        Path | None,
+        str,
         typer.Option("--staging", help="Versions to be moved into DIR, each with its file; same disk.", metavar="DIR"),
-    ] = None,
+    ] = "",
+    state: Annotated[
+        str, typer.Option("--state", help="Where lock and history are; default: .warmtap below a local DIR.")
+    ] = "",
     in_place: Annotated[
         bool, typer.Option("--in-place", help="Bring the files of served versions up to date, too; .prev is kept.")
     ] = False,
@@ -70,7 +76,7 @@ def refresh(
     error. Exit code 1 if a version failed or is held back.
     """
     if config is not None:
-        if any((saved_model_base, model, staging, sizes, scrub, scrub_rule, in_place, unverified, prometheus)):
+        if any((saved_model_base, model, staging, state, sizes, scrub, scrub_rule, in_place, unverified, prometheus)):
             raise UserError("--config stands alone: put the other options into the file")
         try:
             settings = load(config)
@@ -80,10 +86,13 @@ def refresh(
         raise UserError("nothing to do: give --saved-model-base DIR, or --config FILE.yaml")
     else:
         scrub_rules(scrub, scrub_rule)
+        if is_url(saved_model_base) and parse(saved_model_base).scheme != "file" and not state:
+            raise UserError("--state: say a local directory for lock and history, where the versions are at a URL")
         only = Model(
-            model=model or saved_model_base.resolve().name,
-            base=str(saved_model_base),
-            staging="" if staging is None else str(staging),
+            model=model or named_after(saved_model_base),
+            base=saved_model_base,
+            staging=staging,
+            state=state,
             in_place=in_place,
             batch_sizes=batch_sizes(sizes) if sizes else (),
             scrub=scrub,
@@ -112,6 +121,11 @@ def refresh(
         print(line)
     if any(one.what in BAD for one in outcomes):
         raise typer.Exit(1)
+
+
+def named_after(base: str) -> str:
+    """The model's name where none is said."""
+    return (parse(base).path.rpartition("/")[2] or parse(base).bucket) if is_url(base) else Path(base).resolve().name
 
 
 def _watch(settings: Settings, jobs: list[Job], interval: float) -> None:

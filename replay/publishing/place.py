@@ -110,6 +110,7 @@ class RemotePlace:
     def promote(self, version: Version) -> None:
         assert self._staging is not None
         promote(self._staging, self._base, version.name)
+        self._scratch.close()
 
     def _area(self, version: Version) -> Area:
         area = self._staging if version.staged else self._base

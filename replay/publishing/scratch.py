@@ -6,7 +6,8 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -21,11 +22,12 @@ RESERVE_BYTES: Final = 256 << 20
 
 
 class Scratch:
-    """At most one version on the disk: the last that was asked for, fetched anew when any of its files is another."""
+    """At most one version on the disk: the last that was asked for, fetched anew when any of its files is another. It
+    goes with :meth:`close`, and at the latest when the process ends."""
 
     def __init__(self) -> None:
         self._directory: Path | None = None
-        self._lock = -1
+        self._remove: Callable[[], object] = _nothing
         self._held: tuple[str, tuple[Found, ...]] = ("", ())
 
     def version(self, target: Target, begin: str, files: Sequence[Found]) -> Path:
@@ -37,36 +39,42 @@ class Scratch:
             directory = self._made()
             _check_room(directory, sum(one.size for one in files))
             for one in files:
-                path = directory / "version" / one.path.removeprefix(begin)
+                path = directory / one.path.removeprefix(begin)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 target.get(one.path, path)
-            self._held = wanted
-        assert self._directory is not None
-        return self._directory / "version"
+            self._directory, self._held = directory, wanted
+        return self._directory
 
     def _made(self) -> Path:
         remove_left_behind()
-        self._directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        self._lock = os.open(self._directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        return self._directory
+        directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        self._remove = weakref.finalize(self, _remove, directory, lock)
+        version = directory / "version"
+        version.mkdir()
+        return version
 
     def close(self) -> None:
         """Remove what is there."""
-        if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
-            os.close(self._lock)
         self._directory, self._held = None, ("", ())
+        self._remove()
 
-    def __del__(self) -> None:
-        self.close()
+
+def _nothing() -> None:
+    """Nothing is there yet."""
+
+
+def _remove(directory: Path, lock: int) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    os.close(lock)
 
 
 def _check_room(directory: Path, size: int) -> None:
     free = shutil.disk_usage(directory).free
     if size > free - RESERVE_BYTES:
         raise UserError(
-            f"{directory.parent}: {free >> 20} MiB free, and the version has {size >> 20} MiB and wants"
+            f"{directory.parent.parent}: {free >> 20} MiB free, and the version has {size >> 20} MiB and wants"
             f" {RESERVE_BYTES >> 20} MiB to spare; set TMPDIR to a directory on a larger disk"
         )
 

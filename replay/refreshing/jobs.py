@@ -9,6 +9,7 @@ from typing import Final
 from capture.errors import UserError
 from capture.rule_files import load_rules
 from capture.store.base import open_store
+from replay.publishing.addresses import is_url
 from replay.refreshing.ages import Ages
 from replay.refreshing.draft import Wanted
 from replay.refreshing.fleet_lock import SECONDS, Expiring, FleetLock
@@ -53,6 +54,11 @@ def _job_of(model: Model, settings: Settings) -> Job:
 
 def place_of(model: Model) -> Place:
     """Where its versions are. Raises UserError."""
+    if is_url(model.base) or is_url(model.staging):
+        # Loaded only where it is used, as the clients behind it are.
+        from replay.publishing.place import open_place
+
+        return open_place(model.base, model.staging, model.complete_when)
     base = Path(model.base)
     if not base.is_dir():
         raise UserError(f"{base}: no such directory; give the one that holds the version directories")

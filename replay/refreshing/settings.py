@@ -13,6 +13,7 @@ from capture.export.batch import batch_sizes
 from capture.export.scrub_rules import check_rules
 from capture.settings_errors import LONGEST_SECONDS, SettingsError, convert, read_yaml
 from capture.settings_table import cells, sections
+from replay.publishing.addresses import is_url, parse
 from replay.refreshing.job import PromoteCold
 from replay.refreshing.local import SAVED_MODEL
 
@@ -26,12 +27,18 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One model."""
 
     model: Annotated[str, Meta(min_length=1, description="its name in the traffic")]
-    base: Annotated[str, Meta(min_length=1, description="the directory of its versions, which the model server polls")]
+    base: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="the directory of its versions, or the URL (docs/publish.md), which the model server polls",
+        ),
+    ]
     staging: Annotated[
         str,
         Meta(
-            description="the directory of versions that are not served yet, on the same file system; each is moved "
-            "into `base` with its warm-up file. Empty: none"
+            description="the directory of versions that are not served yet, on the same file system, or a URL; each "
+            "is moved into `base` with its warm-up file. Empty: none"
         ),
     ] = ""
     complete_when: Annotated[
@@ -69,9 +76,12 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "the manifest says so"
         ),
     ] = False
-    state: Annotated[str, Meta(description=f"the directory of its lock and history; empty: `{STATE}` below `base`")] = (
-        ""
-    )
+    state: Annotated[
+        str,
+        Meta(
+            description=f"the directory of its lock and history; empty: `{STATE}` below `base`; must be said of a URL"
+        ),
+    ] = ""
 
     def sizes(self, place: str = "batch_sizes:") -> tuple[int, ...]:
         """The batch sizes, ascending, each once. Raises UserError; its text begins with ``place``."""
@@ -80,7 +90,9 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def state_directory(self) -> Path:
         """Where lock and history are."""
-        return Path(self.state) if self.state else Path(self.base) / STATE
+        if self.state:
+            return Path(self.state)
+        return Path(parse(self.base).path if is_url(self.base) else self.base) / STATE
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -132,10 +144,14 @@ def from_data(data: Any) -> Settings:
 
 
 def _check(place: str, model: Model) -> None:
-    if model.staging and Path(model.staging) == Path(model.base):
+    base, staging = (_place(f"{place}.{name}", getattr(model, name)) for name in ("base", "staging"))
+    if staging == base:
         raise SettingsError(f"{place}.staging: is the base itself, whose versions the model server loads at once")
-    if model.staging and Path(model.staging).parent == Path(model.base) and Path(model.staging).name.isdigit():
+    parent, _, last = staging.rpartition("/")
+    if parent == base and last.isdigit():
         raise SettingsError(f"{place}.staging: {model.staging}: the model server takes a number for a version")
+    if is_url(base) and not model.state:
+        raise SettingsError(f"{place}.state: must be said where the base is a URL: a local directory")
     if model.scrub_rules and not model.scrub:
         raise SettingsError(f"{place}.scrub_rules: are for scrub: true; say both")
     try:
@@ -148,6 +164,17 @@ def _check(place: str, model: Model) -> None:
         raise SettingsError(str(error)) from None
     if model.unverified and (model.scrub or model.batch_sizes):
         raise SettingsError(f"{place}.unverified: nothing is run then, so it goes with neither scrub nor batch_sizes")
+
+
+def _place(place: str, text: str) -> str:
+    """A path, or a URL that is none of a local file, so that two can be compared. Raises SettingsError."""
+    if not is_url(text):
+        return str(Path(text)) if text else ""
+    try:
+        address = parse(text)
+    except UserError as error:
+        raise SettingsError(f"{place}: {error}") from None
+    return address.path if address.scheme == "file" else str(address)
 
 
 def markdown() -> str:

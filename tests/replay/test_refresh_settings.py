@@ -59,3 +59,32 @@ def _inner() -> list[Any]:
     from replay.refreshing.settings import Model
 
     return [Model]
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"base": "s3://b/m"}, "models[0].state: must be said where the base is a URL: a local directory"),
+        (
+            {"base": "s3://b/m", "staging": "s3://b/m/", "state": "s"},
+            "models[0].staging: is the base itself, whose versions the model server loads at once",
+        ),
+        (
+            {"base": "s3://b/m", "staging": "s3://b/m/7", "state": "s"},
+            "models[0].staging: s3://b/m/7: the model server takes a number for a version",
+        ),
+        (
+            {"base": "ftp://b/m"},
+            "models[0].base: ftp://...: no such kind of place; one of: file://, s3://, oss://, gs://",
+        ),
+    ],
+)
+def test_urls_of_object_stores(model: dict[str, str], said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        from_data({"models": [{"model": "m", **model}]})
+    assert str(caught.value) == said
+
+
+def test_a_file_url_is_a_directory() -> None:
+    (model,) = from_data({"models": [{"model": "m", "base": "file:///models/m"}]}).models
+    assert model.state_directory == Path("/models/m/.warmtap")
