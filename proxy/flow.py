@@ -16,7 +16,6 @@ Per chunk: a write to the other side and an append to the tap, nothing else. How
 from __future__ import annotations
 
 import asyncio
-import errno
 import ssl
 from bisect import bisect_left
 from collections.abc import Callable
@@ -155,8 +154,11 @@ class Flow:
             reason = "connect_failed"
         finally:
             self._connecting = None
+            gone = self.server.gone_unsaid()
             if reason and not self.reason:
                 self.end(reason)
+            if gone:
+                self.lost(self.server, None)
 
     def early_data(self, data: bytes) -> None:
         """Bytes of the client with nobody to write them to: not connected yet, or not any more."""
@@ -244,7 +246,7 @@ class Flow:
         """A handshake failed after the flow began, or a record cannot be read: an alert is on its way to the peer."""
         if self.reason:
             return
-        self.reason = "tls_failed"
+        self.reason = "server_reset" if self.client.was_cut else "tls_failed"
         if self._connecting is not None:
             self._connecting.cancel()
         (self.server if side is self.client else self.client).reset()
@@ -256,7 +258,7 @@ class Flow:
         if self.client.eof and self.server.eof:
             assert self.client.transport is not None
             assert self.server.transport is not None
-            self.reason = "finished"
+            self.reason = "server_reset" if self.client.was_cut else "finished"
             self.client.transport.close()
             self.server.transport.close()
             self._watch("closing_timeout", self._shared.deadlines.closing, self._unwritten)
@@ -269,9 +271,9 @@ class Flow:
         other.write = None
         if self.reason:
             if exc is not None and self.reason == "finished":
-                self.reason = self._blame(side, exc)
+                self.reason = side.blame(exc)
         else:
-            self.reason = self._blame(side, exc)
+            self.reason = side.blame(exc)
             if side.write is None:
                 # The server's TLS handshake is not complete: nothing can be delivered.
                 other.reset()
@@ -284,12 +286,6 @@ class Flow:
             self._connecting.cancel()
         if other.lost or other.transport is None:
             self._finish()
-
-    def _blame(self, side: Side, exc: Exception | None) -> str:
-        broken = isinstance(exc, ConnectionError) or (isinstance(exc, OSError) and exc.errno == errno.ENOTCONN)
-        if broken or exc is None:
-            return "client_reset" if side is self.client else "server_reset"
-        return "peer_gone"
 
     def _deliver_rest(self, side: Side, other: Side, exc: Exception | None) -> None:
         """An early 413, 408 or 450 reaches the client though the upload broke."""

@@ -10,7 +10,7 @@ import socket
 import struct
 import termios
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, cast
 
 if TYPE_CHECKING:
     from proxy.flow import Flow
@@ -39,6 +39,9 @@ class Side(asyncio.Protocol):
 
     __slots__ = ("eof", "flow", "lost", "tls", "transport", "write")
 
+    #: Why a flow ends that this end has broken.
+    RESET: ClassVar[str]
+
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
         self.transport: Transport | None = None
@@ -49,6 +52,12 @@ class Side(asyncio.Protocol):
         self.eof = False
         #: connection_lost was called.
         self.lost = False
+
+    @property
+    def was_cut(self) -> bool:
+        """The other end was cut off before this one had ended, and this one was told, as only TLS can tell: FIN, and no
+        close_notify before it. OpenSSL's answer is an alert (decode_error)."""
+        return self.tls is not None and self.tls.was_cut
 
     def reset(self) -> None:
         """A real RST: abort() alone sends FIN, and a cut response would look complete."""
@@ -112,11 +121,25 @@ class Side(asyncio.Protocol):
         self.lost = True
         self.flow.lost(self, exc)
 
+    def gone_unsaid(self) -> bool:
+        """Whether the connection is closed though connection_lost was not called; it then counts as lost. uvloop does
+        so to a connect that is cancelled, or is out of time, after connection_made and before its caller runs on."""
+        if self.transport is None or self.lost or self.transport.get_extra_info("socket").fileno() >= 0:
+            return False
+        self.lost = True
+        return True
+
+    def blame(self, exc: Exception | None) -> str:
+        """Why the flow ends, where this connection broke."""
+        broken = isinstance(exc, ConnectionError) or (isinstance(exc, OSError) and exc.errno == errno.ENOTCONN)
+        return self.RESET if broken or exc is None else "peer_gone"
+
 
 class ClientSide(Side):
     """The accepted connection."""
 
     __slots__ = ()
+    RESET = "client_reset"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(Transport, transport)
@@ -149,6 +172,7 @@ class ServerSide(Side):
     """The connection to the model server."""
 
     __slots__ = ()
+    RESET = "server_reset"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(Transport, transport)

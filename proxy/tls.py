@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 _PIECE_BYTES: Final = 32 << 10
 #: Plaintext of one record at most (RFC 8446, section 5.1), and so of one read.
 _RECORD_BYTES: Final = 16 << 10
-#: Bytes in a row from a peer that carry nothing for the other end: requests to renegotiate, key updates. Enough for any
-#: handshake (OpenSSL takes chains of certificates up to 100 KB), and too few to keep a core busy.
-_BARREN_BYTES: Final = 128 << 10
+#: Bytes in a row from a peer that carry nothing for the other end: demands to renegotiate (4 us of CPU each), new
+#: keys (47 us). More than any record, ticket or client that changes its keys now and then.
+_BARREN_BYTES: Final = 64 << 10
+#: The same for a handshake. OpenSSL takes chains of certificates up to 100 KB.
+_HANDSHAKE_BYTES: Final = 128 << 10
 #: Bytes that wait for a peer which makes TLS itself answer and does not read. Beyond what a slow reader of answers
 #: leaves: then the other end is paused.
 _UNREAD_BYTES: Final = 1 << 20
@@ -54,6 +56,7 @@ class TlsEnd(asyncio.Protocol):
         "_ready",
         "_secured",
         "_side",
+        "was_cut",
     )
 
     _raw: Transport
@@ -72,6 +75,8 @@ class TlsEnd(asyncio.Protocol):
         #: Anything came from the peer; the handshake is complete; the peer says no more (close_notify, or it failed);
         #: FIN went out to it.
         self._heard = self._secured = self._ended = self._fin = False
+        #: :meth:`cut` was called, and the peer had more to say.
+        self.was_cut = False
         side.tls = self
 
     @classmethod
@@ -143,6 +148,11 @@ class TlsEnd(asyncio.Protocol):
             # Where the task that waits is being cancelled nobody would look at it.
             self._ready.exception()
 
+    def _give_up(self) -> None:
+        """Nothing that the peer says is worth the work, nor waiting until it has read."""
+        self._ended = True
+        self._side.flow.end("tls_failed")
+
     # -- the protocol of the socket
 
     def data_received(self, data: bytes) -> None:
@@ -159,14 +169,14 @@ class TlsEnd(asyncio.Protocol):
             self._shake()
         if self._secured:
             self._decrypt()
-        # Of this neither the limit of the flow's buffers nor a deadline knows.
-        if self._barren > _BARREN_BYTES and not self._ended:
-            self._fail(ssl.SSLError("much that says nothing"))
+        # No limit of what a flow may hold and no deadline knows of this.
+        if self._barren > (_BARREN_BYTES if self._secured else _HANDSHAKE_BYTES) and not self._ended:
+            self._give_up()
         if self._outgoing.pending:
             # What TLS itself has to say: tickets, key updates, that it does not renegotiate.
             self._flush()
             if self._raw.get_write_buffer_size() > _UNREAD_BYTES and not self._ended:
-                self._fail(ssl.SSLError("a peer that makes answers and reads none"))
+                self._give_up()
 
     def _decrypt(self) -> None:
         """Hand over the plaintext that is there, of a piece at most and a record that it completes, and the end."""
@@ -238,10 +248,14 @@ class TlsEnd(asyncio.Protocol):
     def write_eof(self) -> None:
         """A close_notify, and FIN. What the peer still sends is read on."""
         self._notify()
-        self.cut()
+        self._finish()
 
     def cut(self) -> None:
         """FIN without a close_notify: the stream was cut before this end too."""
+        self.was_cut = not self._side.eof
+        self._finish()
+
+    def _finish(self) -> None:
         self._fin = True
         try:
             self._raw.write_eof()

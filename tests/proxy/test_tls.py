@@ -66,6 +66,7 @@ class Rig:
         upstream_alpn: tuple[str, ...] = (),
         to: RelayUpstreamTls | None = None,
         client_ca: str = "",
+        max_connections: int = 1000,
     ) -> RelayThread:
         tls, upstream_tls = sides
         to = to or RelayUpstreamTls(ca=self._pki.authority.ca, alpn=upstream_alpn)
@@ -73,6 +74,7 @@ class Rig:
             self._loop,
             upstream,
             deadlines or Deadlines(),
+            max_connections,
             tls=listen_context(RelayTls(*self._pki.relay, client_ca, alpn)) if tls else None,
             upstream_tls=UpstreamContexts(to, upstream, alpn) if upstream_tls else None,
         )
