@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 
 from proxy import address, settings
+from replay.refreshing import settings as refreshing
 from tests.test_architecture import ROOT
 
+JOBS = sorted((ROOT / "config").rglob("refresh.yaml"))
+#: A CronJob of that name, no settings.
+JOBS.remove(ROOT / "config" / "k8s" / "refresh.yaml")
 FILES = sorted([ROOT / "config" / "example.yaml", *(ROOT / "config").rglob("proxy.yaml")])
 
 
@@ -17,6 +21,14 @@ def test_the_program_reads_it(path: Path) -> None:
     found = settings.load(path)
     assert len({one.name for one in found.listeners}) == len(found.listeners)
     assert f"config/{path.relative_to(ROOT / 'config')}" in (ROOT / "docs" / "deployment.md").read_text()
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: str(path.relative_to(ROOT / "config")))
+def test_the_job_reads_it(path: Path) -> None:
+    found = refreshing.load(path)
+    beside = settings.load(path.with_name("proxy.yaml"))
+    assert found.store == beside.capture.store
+    assert all(model.staging for model in found.models), "versions would be seen before their files"
 
 
 def test_there_is_one_for_each_kind_of_deployment() -> None:
