@@ -30,6 +30,7 @@ COMMANDS: Final = {
     "show": Command("capture.commands.show:show", "Show one signature: who sends it, how it differs, what it fits."),
     "export": Command("capture.commands.export:export", "Write warm-up files from what was captured."),
     "ingest": Command("capture.commands.ingest:ingest", "Read requests that were recorded elsewhere into a store."),
+    "store": Command("capture.commands.store:store", "Copy a store into another one, of whatever kinds."),
     "doctor": Command("capture.commands.doctor:doctor", "Say what of a model warm-up by names does not cover."),
     "inspect": Command("capture.commands.inspect:inspect", "List what is in a warm-up file, whoever wrote it."),
     "coverage": Command(

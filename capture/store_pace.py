@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from capture.config import WorkerConfig
+from capture.config import Limits, WorkerConfig
 from capture.store.base import Bounds
 
 #: Bytes of requests that wait for no interval.
@@ -42,9 +42,8 @@ class StorePace:
         return waited >= self._factor * max(self._config.shared_flush_interval, self._config.flush_interval)
 
 
-def bounds_of(config: WorkerConfig) -> Bounds:
+def bounds_of(limits: Limits, refresh_after: float) -> Bounds:
     """What a store that many write holds at most."""
-    limits = config.limits
     return Bounds(
         limits.signatures_per_version,
         limits.new_signatures_per_hour,
@@ -52,5 +51,5 @@ def bounds_of(config: WorkerConfig) -> Bounds:
         limits.held_out_requests,
         limits.held_out_bytes,
         limits.held_out_seconds,
-        config.refresh_after,
+        refresh_after,
     )

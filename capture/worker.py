@@ -130,7 +130,7 @@ class Worker:
         if board is not None:
             self._pipeline.attribution.begin(board.asked())
         self._writer = StoreWriter(store, counters)
-        self._bounds = bounds_of(config) if store.shared else None
+        self._bounds = bounds_of(config.limits, config.refresh_after) if store.shared else None
         self._due = StorePace(config, shared=store.shared, chance=random.random)
         self._expired_at = time.monotonic()
         self._gauged_at = 0.0

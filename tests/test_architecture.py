@@ -63,6 +63,7 @@ PURE = (
     "capture/export/manifest.py",
     "capture/store/base.py",
     "capture/store/redis_parts.py",
+    "capture/store/copying.py",
     "capture/store/redis_url.py",
     "replay/publishing/addresses.py",
     "replay/verdict.py",

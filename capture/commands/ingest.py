@@ -9,13 +9,14 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
 from capture.admission import Admission
+from capture.admission_told import learn
 from capture.commands.options import DEFAULT_STORE, SharedOption, StoreOption
 from capture.commands.scrubbing import ScrubOption, ScrubRuleOption, say_unused, scrub_rules
 from capture.commands.tables import printable
@@ -32,6 +33,7 @@ from capture.levels import Levels
 from capture.pipeline import Pipeline
 from capture.scrubbing import UNSCRUBBED
 from capture.store.base import Store, open_store
+from capture.store_pace import bounds_of
 
 #: What ``--format`` may say.
 FORMATS: Final = ("har", "jsonl", "tfrecord")
@@ -139,6 +141,8 @@ class _Job:
             refresh_after=REFRESH_SECONDS,
         )
         admission.load(store.signatures(), store.held_out_index())
+        self._admission = admission
+        self._bounds = bounds_of(limits, REFRESH_SECONDS) if store.shared else None
         now = time.time()
         self._pipeline = Pipeline(
             run=_RUN,
@@ -206,7 +210,8 @@ class _Job:
         print(f"{file}: {found.place}: {printable(found.why)}", file=sys.stderr)
 
     def _write(self, size: int, digest: str) -> None:
-        """All or nothing, and with it that the file was ingested up to here."""
+        """All or nothing, and with it that the file was ingested up to here; in a fleet's store the latter comes last,
+        so that who is killed in between reads some of it again."""
         batch = self._pipeline.take()
         for (_, model, outcome, reason), count in batch.refusals.items():
             if outcome == UNSCRUBBED:
@@ -215,7 +220,9 @@ class _Job:
         batch.run = f"{_RUN} {size} {digest}{suffix}"
         batch.updated_at = time.time()
         batch.counters = {"requests_observed": 0, **self._counters}
-        self._store.apply(batch)
+        batch.bounds = self._bounds
+        if (told := self._store.apply(batch)) is not None:
+            learn(self._admission, told, batch.updated_at)
         self._counters.clear()
 
 
@@ -244,7 +251,7 @@ def _kind(file: Path, data: mmap.mmap | bytes) -> str:
     raise UserError(f"{file}: cannot tell what it is; give --format {'|'.join(FORMATS)}")
 
 
-def _ingested(data: mmap.mmap | bytes, runs: list[str]) -> int:
+def _ingested(data: mmap.mmap | bytes, runs: Iterable[str]) -> int:
     """Bytes from the start that were ingested before."""
     known: dict[int, set[str]] = {}
     for run in runs:

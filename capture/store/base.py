@@ -194,6 +194,8 @@ class Batch:
     ignored: Counter[str] = field(default_factory=Counter)
     metadata: dict[ModelVersion, StoredMetadata] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
+    #: Counts by (hour since the epoch, name), where they are known: in place of what ``counters`` have grown by.
+    counted: dict[tuple[int, str], int] | None = None
     updated_at: float = 0.0
     #: Delete signatures last seen before this time; 0 deletes nothing.
     forget_before: float = 0.0
@@ -262,6 +264,13 @@ class StoredTotal(NamedTuple):
     payload_bytes: int
 
 
+class StoredRun(NamedTuple):
+    """The counters of one run as it wrote them last, at ``updated_at`` (Unix time)."""
+
+    updated_at: float
+    counters: dict[str, int]
+
+
 class Store(Protocol):
     """A place for records. Every method raises StoreError when the store does not answer."""
 
@@ -303,11 +312,14 @@ class Store(Protocol):
     def counted(self, since_hour: int = 0) -> dict[str, int]:
         """By how much the counters in ``COUNTED`` have grown from this hour on, over all runs and models."""
 
+    def counted_by_hour(self) -> dict[tuple[int, str], int]:
+        """The same by (hour since the epoch, name)."""
+
     def counters(self) -> dict[str, int]:
         """The counters of all runs, summed."""
 
-    def runs(self) -> list[str]:
-        """The names of all runs that wrote counters."""
+    def runs(self) -> dict[str, StoredRun]:
+        """All runs that wrote counters, by name."""
 
     def close(self) -> None:
         """Give the store back."""

@@ -6,7 +6,6 @@ A batch becomes one message for each model version that it speaks of, and one fo
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -25,6 +24,7 @@ from capture.store.base import (
     RecordKey,
     Sample,
     SignatureDelta,
+    StoredRun,
     StoredSignature,
 )
 
@@ -38,6 +38,8 @@ MAX_COUNTED: Final = 20_000
 KEEP_SECONDS: Final = 86400
 #: Seconds after which the counters of a run that says nothing are put together with those of others.
 RUN_SECONDS: Final = 30 * 86400
+#: Runs that begin so stay for ever: each says what part of a file was ingested.
+KEPT_RUNS: Final = "ingest "
 #: Seconds between two times that something is forgotten, where many writers ask for it.
 FORGET_SECONDS: Final = 3600
 
@@ -225,9 +227,12 @@ def fleet_message(batch: Batch, owners: Iterable[tuple[ModelVersion, float, int 
         "owners": [[member(owner), last_seen, size] for owner, last_seen, size in owners],
         "run": batch.run if batch.counters else False,
         "counters": {name: _whole(value) for name, value in batch.counters.items()},
-        "counted": COUNTED,
+        # Of what they have grown, where it is not said by hours.
+        "counted": COUNTED if batch.counted is None else [],
+        "by_hour": [[f"{hour}/{what}", _whole(count)] for (hour, what), count in (batch.counted or {}).items()],
         "at": _number(batch.updated_at),
         "run_seconds": RUN_SECONDS,
+        "kept": KEPT_RUNS,
         "max_counted": MAX_COUNTED,
         "forget_before": _number(batch.forget_before),
         "forget_every": FORGET_SECONDS if batch.bounds else -1e18,
@@ -304,9 +309,7 @@ def counts_of(found: Any) -> dict[str, int]:
     return {name: int(count) for name, count in sorted(found.items(), key=lambda item: (-item[1], item[0]))}
 
 
-def unpacked_counters(texts: Iterable[bytes]) -> Counter[str]:
-    """Counters of runs, summed."""
-    total: Counter[str] = Counter()
-    for text in texts:
-        total.update(counts_of(msgspec.msgpack.decode(text)))
-    return total
+def run_of(text: bytes) -> StoredRun:
+    """The counters of a run."""
+    at, counters = msgspec.msgpack.decode(text, type=tuple[float, Any])
+    return StoredRun(float(at), counts_of(counters))

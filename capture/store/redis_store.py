@@ -9,6 +9,7 @@ away.
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from capture.store.base import (
     StoredBlock,
     StoredHeldOut,
     StoredMetadata,
+    StoredRun,
     StoredSignature,
     StoredTotal,
     StoreError,
@@ -37,14 +39,16 @@ from capture.store.redis_parts import (
     owner_of,
     refusals_of,
     row_of,
+    run_of,
     sample_of,
-    unpacked_counters,
 )
 from capture.store.redis_url import parse
 from capture.store.redis_writer import RedisWriter
 
 #: Raised with every change to the keys; a newer one is refused.
 FORMAT: Final = 1
+#: Under this name stand the counters of all runs that ended long ago.
+FOLDED: Final = "(ended long ago)"
 #: Keys that are read in one go.
 READ_AT_ONCE: Final = 64
 
@@ -226,23 +230,33 @@ class RedisStore:
         return sorted(found, key=lambda one: (one.hour, one.key.digest, one.key.owner.version, one.client))
 
     def counted(self, since_hour: int = 0) -> dict[str, int]:
-        total: dict[str, int] = {}
+        total: Counter[str] = Counter()
+        for (hour, what), count in self.counted_by_hour().items():
+            if hour >= since_hour:
+                total[what] += count
+        return dict(total)
+
+    def counted_by_hour(self) -> dict[tuple[int, str], int]:
+        found = {}
         with self._errors():
             for field, count in self._link.client.hgetall(f"{self._fleet}:counted").items():
                 hour, _, what = field.decode().partition("/")
-                if int(hour) >= since_hour:
-                    total[what] = total.get(what, 0) + int(count)
-        return total
+                found[int(hour), what] = int(count)
+        return found
 
     def counters(self) -> dict[str, int]:
-        with self._errors():
-            texts = self._link.client.hvals(f"{self._fleet}:runs")
-            folded = self._link.client.hget(self._fleet, "folded")
-            return dict(unpacked_counters([*texts, *([] if folded is None else [folded])]))
+        total: Counter[str] = Counter()
+        for run in self.runs().values():
+            total.update(run.counters)
+        return dict(total)
 
-    def runs(self) -> list[str]:
+    def runs(self) -> dict[str, StoredRun]:
         with self._errors():
-            return sorted(run.decode() for run in self._link.client.hkeys(f"{self._fleet}:runs"))
+            texts = self._link.client.hgetall(f"{self._fleet}:runs")
+            folded = self._link.client.hget(self._fleet, "folded")
+        if folded is not None:
+            texts[FOLDED.encode()] = folded
+        return {run.decode(): run_of(text) for run, text in sorted(texts.items())}
 
     def close(self) -> None:
         self._link.close()

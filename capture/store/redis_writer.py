@@ -265,7 +265,7 @@ class RedisWriter:
     def _finish(self, job: _Job, number: str) -> None:
         """Counters last, with whatever follows from what all have stored."""
         batch = job.batch
-        if not (job.sizes or batch.refusals or batch.ignored or batch.counters or batch.forget_before):
+        if not (job.sizes or batch.refusals or batch.ignored or batch.counters or batch.counted or batch.forget_before):
             return
         owners = [(owner, last_seen, size) for owner, (last_seen, size) in job.sizes.items()]
         message = fleet_message(batch, owners) | {"writer": self._name, "number": number}

@@ -32,12 +32,13 @@ from capture.store.base import (
     StoredBlock,
     StoredHeldOut,
     StoredMetadata,
+    StoredRun,
     StoredSignature,
     StoredTotal,
     StoreError,
     StoreGone,
 )
-from capture.store.sqlite_blocks import add_blocks, add_counted, prune, take_blocks
+from capture.store.sqlite_blocks import add_blocks, add_counted, prune, restore_counted, take_blocks
 from capture.store.sqlite_file import open_file
 from capture.store.sqlite_rows import less, merged, sample_of, sample_row, stored_signature
 
@@ -135,10 +136,13 @@ class SqliteStore:
                 self._pruned = hour
             if batch.forget_before:
                 db.execute("DELETE FROM signatures WHERE last_seen < ?", (batch.forget_before,))
+            if batch.counted:
+                restore_counted(db, batch.counted)
             if batch.counters:
                 before = db.execute("SELECT counters FROM runs WHERE run=?", (batch.run,)).fetchone()
                 known = {} if before is None else msgspec.json.decode(before[0], type=dict[str, int])
-                add_counted(db, known, batch.counters, batch.updated_at)
+                if batch.counted is None:
+                    add_counted(db, known, batch.counters, batch.updated_at)
                 db.execute(
                     "INSERT OR REPLACE INTO runs VALUES (?,?,?)",
                     (batch.run, batch.updated_at, msgspec.json.encode(batch.counters).decode()),
@@ -229,14 +233,18 @@ class SqliteStore:
     def counted(self, since_hour: int = 0) -> dict[str, int]:
         return dict(self._rows("SELECT what, sum(count) FROM counted WHERE hour >= ? GROUP BY what", since_hour))
 
+    def counted_by_hour(self) -> dict[tuple[int, str], int]:
+        return {(hour, what): count for hour, what, count in self._rows("SELECT hour, what, count FROM counted")}
+
     def counters(self) -> dict[str, int]:
         total: Counter[str] = Counter()
         for (text,) in self._rows("SELECT counters FROM runs"):
             total.update(msgspec.json.decode(text, type=dict[str, int]))
         return dict(total)
 
-    def runs(self) -> list[str]:
-        return [run for (run,) in self._rows("SELECT run FROM runs")]
+    def runs(self) -> dict[str, StoredRun]:
+        rows = self._rows("SELECT run, updated_at, counters FROM runs ORDER BY run")
+        return {run: StoredRun(at, msgspec.json.decode(text, type=dict[str, int])) for run, at, text in rows}
 
     def close(self) -> None:
         self._db.close()

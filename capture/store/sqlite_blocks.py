@@ -66,6 +66,14 @@ def add_counted(db: sqlite3.Connection, before: Mapping[str, int], now: Mapping[
     )
 
 
+def restore_counted(db: sqlite3.Connection, counted: Mapping[tuple[int, str], int]) -> None:
+    """Add counts whose hours are known."""
+    db.executemany(
+        "INSERT INTO counted VALUES (?,?,?) ON CONFLICT DO UPDATE SET count=count+excluded.count",
+        [(hour, what, count) for (hour, what), count in counted.items()],
+    )
+
+
 def prune(db: sqlite3.Connection) -> None:
     """Delete the oldest hours of both tables, down to nine tenths of the bound."""
     (rows,) = db.execute("SELECT count(*) FROM blocks").fetchone()

@@ -31,6 +31,6 @@ def test_a_fleets_store_is_written_less_often_and_never_in_step() -> None:
 
 
 def test_the_bounds_are_those_of_the_settings() -> None:
-    bounds = bounds_of(CONFIG)
+    bounds = bounds_of(CONFIG.limits, CONFIG.refresh_after)
     assert bounds.signatures_per_version == CONFIG.limits.signatures_per_version
     assert (bounds.store_bytes, bounds.refresh_after) == (CONFIG.limits.store_bytes, CONFIG.refresh_after)

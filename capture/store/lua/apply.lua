@@ -38,6 +38,8 @@ local function wants_further(one, row)
   return one[4] and (not row or row[FURTHER] == '' or one[6] - row[FURTHER_AT] > bounds.refresh)
 end
 
+if bounds and total.full == REFILLING and call('ZCARD', DRAWS) >= bounds.requests then total.full = FULL end
+
 -- What must be sent first?
 local evicting = {}
 for _, digest in ipairs(message.evicted) do evicting[digest] = true end
@@ -157,18 +159,17 @@ for _, one in ipairs(message.seen) do
     row[FIRST], row[LAST] = math.min(row[FIRST], one[3]), math.max(row[LAST], one[4])
     row[PROVEN] = row[PROVEN] + one[5]
     row[UNPROVEN] = math.max(0, row[UNPROVEN] + one[6])
+    local hour = math.floor(one[4] / 3600)
     if bounds then
       -- Every writer that saw it in this hour says so: an hour counts once.
       if one[7] > 0 then
-        local last = row[16] or -1
-        for hour = math.max(last + 1, math.floor(one[4] / 3600) - one[7] + 1), math.floor(one[4] / 3600) do
-          row[SEEN_HOURS], row[16] = row[SEEN_HOURS] + 1, hour
-        end
+        row[SEEN_HOURS] = row[SEEN_HOURS] + math.max(0, math.min(one[7], hour - (row[16] or -1)))
       end
-      if one[5] > 0 then call('HINCRBY', CALLS, string.format('%.0f', math.floor(one[4] / 3600)), one[5]) end
     else
       row[SEEN_HOURS] = row[SEEN_HOURS] + one[7]
     end
+    row[16] = math.max(row[16] or -1, hour)
+    if one[5] > 0 then call('HINCRBY', CALLS, string.format('%.0f', hour), one[5]) end
     add_names(row[BY_SHAPE], one[8])
     add_names(row[BY_SENDER], one[9])
     add_blocks(digest, one[10])
@@ -242,6 +243,7 @@ for _, one in ipairs(message.held) do
     call('HSET', BODIES, id, ARGV[1 + one[7]])
     call('ZADD', AGES, string.format('%.17g', one[6]), id)
     if draw then
+      if not bounds and total.full == 0 then total.full = REFILLING end
       call('ZADD', DRAWS, string.format('%.17g', draw), id)
       total.drawn = total.drawn + one[5]
     end

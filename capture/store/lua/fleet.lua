@@ -23,28 +23,32 @@ end
 local function add_all(to, more)
   for name, value in pairs(more) do to[name] = (to[name] or 0) + value end
 end
+for _, one in ipairs(message.by_hour) do call('HINCRBY', COUNTED, one[1], one[2]) end
 if message.run then
   local text = call('HGET', RUNS, message.run)
-  local known = text and unpacked(text) or {}
+  local known = text and unpacked(text)[2] or {}
   local hour = string.format('%.0f', math.floor(message.at / 3600))
   for _, name in ipairs(message.counted) do
     local grown = (message.counters[name] or 0) - (known[name] or 0)
     if grown > 0 then call('HINCRBY', COUNTED, hour .. '/' .. name, string.format('%.0f', grown)) end
   end
-  call('HSET', RUNS, message.run, pack(message.counters))
-  call('ZADD', SEEN, string.format('%.17g', message.at), message.run)
+  call('HSET', RUNS, message.run, pack({ message.at, message.counters }))
+  -- A file that was ingested is known by its run.
+  if string.sub(message.run, 1, #message.kept) ~= message.kept then
+    call('ZADD', SEEN, string.format('%.17g', message.at), message.run)
+  end
   -- Runs that ended long ago are one sum.
   local old = call('ZRANGEBYSCORE', SEEN, '-inf', string.format('%.17g', message.at - message.run_seconds), 'LIMIT', 0, 10)
   if #old > 0 then
     local sum = call('HGET', base, 'folded')
-    sum = sum and unpacked(sum) or {}
+    sum = sum and unpacked(sum)[2] or {}
     for _, run in ipairs(old) do
       local gone = call('HGET', RUNS, run)
-      if gone then add_all(sum, unpacked(gone)) end
+      if gone then add_all(sum, unpacked(gone)[2]) end
       call('HDEL', RUNS, run)
       call('ZREM', SEEN, run)
     end
-    call('HSET', base, 'folded', pack(sum))
+    call('HSET', base, 'folded', pack({ 0, sum }))
   end
 end
 
