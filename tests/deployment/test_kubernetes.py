@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import kubernetes_validate
@@ -82,6 +82,27 @@ def test_kustomize_puts_it_together() -> None:
     [deployment] = [one for one in rendered if one["kind"] == "Deployment"]
     used = {one["image"] for one in deployment["spec"]["template"]["spec"]["initContainers"]}
     assert all(":" in image for image in used)
+
+
+def test_it_can_be_changed_from_outside_as_the_instructions_say(tmp_path: Path) -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is missing, which has kustomize built in")
+    [overlay] = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "deployment.md").read_text(), re.DOTALL)
+    (tmp_path / "kustomization.yaml").write_text(overlay)
+    (tmp_path / "proxy.yaml").write_text("listeners: []\n")
+    shutil.copytree(DIRECTORY, tmp_path / "warmtap" / "config" / "k8s")
+    done = subprocess.run(["kubectl", "kustomize", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rendered = list(yaml.safe_load_all(done.stdout))
+    assert {one["metadata"].get("namespace", one["metadata"]["name"]) for one in rendered} == {"ml"}
+    [deployment] = [one for one in rendered if one["kind"] == "Deployment"]
+    assert deployment["spec"]["replicas"] == 6
+    pod = deployment["spec"]["template"]["spec"]
+    assert {one["image"] for one in pod["initContainers"]} == {"registry.example/warmtap-sidecar:0.1.0"}
+    [made] = [one for one in rendered if one["kind"] == "ConfigMap"]
+    assert made["data"]["proxy.yaml"] == "listeners: []\n"
+    assert "models:" in made["data"]["refresh.yaml"]
+    assert made["metadata"]["name"] in {one["configMap"]["name"] for one in pod["volumes"] if "configMap" in one}
 
 
 def test_every_file_is_named() -> None:

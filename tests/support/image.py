@@ -82,7 +82,9 @@ def build(target: str, root: Path) -> Path:
                     shutil.copy(ROOT / source, below(destination))
         elif instruction == "COPY":
             assert words[1] == words[2], "stages share one tree here: a copy must keep its place"
-    return root / "opt" / "warmtap" / "bin" / "python"
+    image = root / "opt" / "warmtap" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "--python", str(image), "check"], check=True, stdout=sys.stderr)
+    return image
 
 
 if __name__ == "__main__":
