@@ -43,6 +43,7 @@ COMMANDS: Final = {
         "replay.commands.watch:watch", "Watch in production whether the model server builds graphs, and for whom."
     ),
     "refresh": Command("replay.commands.refresh:refresh", "Write the warm-up file of each new model version, once."),
+    "publish": Command("replay.commands.publish:publish", "Bring an EAS service's warm-up data to OSS, and name it."),
     "replay": Command("replay.commands.replay:replay", "Send records to a running server; as a gate: ready when warm."),
     "host": Command("replay.commands.host:host", "Serve a SavedModel locally by the servers' own rules."),
 }

@@ -66,6 +66,7 @@ PURE = (
     "capture/store/copying.py",
     "capture/store/redis_url.py",
     "replay/publishing/addresses.py",
+    "replay/publishing/json_text.py",
     "replay/verdict.py",
     "replay/watching.py",
     "replay/watch_metrics.py",
