@@ -22,8 +22,8 @@ METRICS_PATH: Final = "/monitoring/prometheus/metrics"
 #: Names as TF Serving mangles them (util/prometheus_exporter.cc).
 BUILDS: Final = ":tensorflow:core:graph_build_calls"
 COMPILATIONS: Final = ":tensorflow:core:xla_compilations"
-#: What users wait for.
-WATCHED: Final = {BUILDS: "graph builds", COMPILATIONS: "XLA compilations"}
+#: What users wait for, one of each in words.
+WATCHED: Final = {BUILDS: "graph build", COMPILATIONS: "XLA compilation"}
 #: These rise with every load (core/common_runtime/direct_session.cc; cc/saved_model/loader.cc).
 LOADS: Final = (":tensorflow:core:session_created", ":tensorflow:cc:saved_model:load_attempt_count")
 #: Seconds by which the clocks of this machine and the sidecar's may differ.

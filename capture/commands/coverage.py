@@ -316,12 +316,14 @@ def sentence(found: Bound, file: File) -> str:
     """The bound with its conditions on one line."""
     held = found.held
     stamp = datetime.fromtimestamp(held.since_hour * 3600, UTC).strftime("%Y-%m-%d %H:00Z")
-    text = (
+    if not held.blocks:
+        return (
+            f"bound: none yet (100 %): no block of {held.block_hours} h has passed since {stamp}, the first whole hour"
+            f" after the file (as of its {file.since_from}); wait, or say --block-hours"
+        )
+    return (
         f"bound: at most {percent(found.total)} of calls miss, {CONDITION} (each client and {held.block_hours} h"
         f" weighing the same; 95 %, Clopper-Pearson): {held.missed} of {held.blocks} blocks missed since {stamp}"
         f" (file as of its {file.since_from}), at most {percent(held.upper)}; lost or unreadable"
         f" {percent(found.lost)} and excluded {percent(found.excluded)} counted in full"
     )
-    if not held.blocks:
-        text += f"; no block of {held.block_hours} h has passed since: wait, or say --block-hours"
-    return text

@@ -182,11 +182,11 @@ def _tell(finding: Finding, unnamed: str, *, once: bool) -> None:
     fields = {"event": finding.kind, "since": _stamp(finding.since), "until": _stamp(finding.until)}
     fields |= {name.rpartition(":")[2]: str(rise) for name, rise in finding.rises.items()}
     if finding.kind == "miss":
-        what = " and ".join(f"{rise} {WATCHED[name]}" for name, rise in finding.rises.items())
+        what = " and ".join(_counted(rise, WATCHED[name]) for name, rise in finding.rises.items())
         if unnamed:
             msg = f"{what} while calls waited; for what is unknown: {unnamed}"
         elif finding.suspects:
-            msg = f"{what} while calls waited; first seen then: {len(finding.suspects)} signatures"
+            msg = f"{what} while calls waited; first seen then: {_counted(len(finding.suspects), 'signature')}"
         else:
             msg = f"{what} while calls waited; no signature was first seen then: what was called passed unseen"
     else:
@@ -206,6 +206,10 @@ def _tell(finding: Finding, unnamed: str, *, once: bool) -> None:
         print(" ".join(f"{key}={value(text)}" for key, text in told.items()), flush=True)
     if (more := len(finding.suspects) - MAX_SUSPECTS) > 0:
         print(f"event=suspect msg={value(f'{more} more, of fewer calls; capture ls lists them')}", flush=True)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + "s" * (count != 1)
 
 
 def _stamp(at: float) -> str:

@@ -60,7 +60,7 @@ def test_a_warm_server_is_quiet_and_an_unseen_signature_is_named(ranking: Path, 
             call(place, UNSEEN)
             miss = looking.wait_for("event=miss .*")[0]
             assert "graph_build_calls=1 " in miss
-            assert "1 graph builds while calls waited; first seen then: 1 signatures" in miss
+            assert '1 graph build while calls waited; first seen then: 1 signature"' in miss
             suspect = looking.wait_for("event=suspect .*")[0]
             assert 'line="Predict ranking/serving_default (category, dense, item_ids, user_id) -> ' in suspect
             assert "fetches also: model_version_id" in suspect

@@ -86,8 +86,11 @@ def test_what_is_missing_is_named_and_explained(store: Path, tmp_path: Path) -> 
     assert lines[0] == "HITS\tFIRST SEEN\tSENDERS\tMISSING\tEXPLAINED"
     assert lines[1].startswith("6\t1 d ago\tgrpc-java/1.5 10.0.0.0/24 (5), probe 10.9.0.0/24 (1)\t")
     assert lines[2].startswith("not covered: 90 of 96 calls of m (93.75 %), 1 of 2 keys; compared by wire signatures")
-    assert "if traffic stays like this window" in lines[3]
-    assert "no block of 24 h has passed since" in lines[3]
+    assert lines[3].startswith("bound: none yet (100 %): no block of 24 h has passed since ")
+    as_of(file, 5.5)
+    told = capture("coverage", "--store", str(store), "--warmup", str(file)).stdout.splitlines()[3]
+    assert told.startswith("bound: at most ")
+    assert "if traffic stays like this window" in told
 
 
 def test_the_bound_counts_what_came_after_the_file(store: Path, tmp_path: Path) -> None:
