@@ -124,7 +124,7 @@ PIN := uv pip compile --universal --python-version 3.11 --no-emit-index-url --no
 requirements:
 	$(PIN) pyproject.toml --extra tensorflow --extra plot --extra s3 --extra oss --extra gs --group dev -o requirements/dev.txt
 	$(PIN) pyproject.toml --constraint requirements/dev.txt -o requirements/sidecar.txt
-	$(PIN) pyproject.toml --extra tensorflow --constraint requirements/dev.txt -o requirements/refresh.txt
+	$(PIN) pyproject.toml --extra tensorflow --extra s3 --extra oss --extra gs --constraint requirements/dev.txt -o requirements/refresh.txt
 	$(PIN) pyproject.toml --group fuzz --constraint requirements/dev.txt -o requirements/fuzz.txt
 	echo 'hatchling>=1.27' | $(PIN) - -o requirements/build.txt
 	$(PIN) tests/clients/eas/requirements.in -o tests/clients/eas/requirements.txt

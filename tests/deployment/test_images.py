@@ -108,7 +108,8 @@ def test_the_sidecar_image_holds_what_the_sidecar_imports() -> None:
 def test_requirements_hold_all_dependencies_in_one_version() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     sidecar = wanted(project["project"]["dependencies"])
-    refresh = sidecar | wanted(project["project"]["optional-dependencies"]["tensorflow"])
+    extras = project["project"]["optional-dependencies"]
+    refresh = sidecar.union(*(wanted(extras[name]) for name in ("tensorflow", "s3", "oss", "gs")))
     assert sidecar <= set(pinned("sidecar.txt"))
     assert refresh <= set(pinned("refresh.txt"))
     assert wanted(project["build-system"]["requires"]) <= set(pinned("build.txt"))
