@@ -180,6 +180,15 @@ def test_export_writes_each_record_with_these_batches(edge: Path, tmp_path: Path
     assert left["reason"].endswith("the record is in the file with batch 1")
     with HostProcess(model, "--model-name=edge") as host:
         assert host.builds == len(SENT)
+    # Scrubbed: what was run is said, and of what does not run nothing that it held.
+    done = capture(*export, "--saved-model", str(model), "--batch-sizes", "1,8", "--force", "--scrub",
+                   "--scrub-rule", "edge:x=keep")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "scrubbed; records whose batch was changed ran with TensorFlow" in done.stderr
+    assert "the others were not run: capture verify says whether every record runs" in done.stderr
+    [left] = json.loads(file.with_name(file.name + MANIFEST_SUFFIX).read_bytes())["left_out"]
+    assert "INVALID_ARGUMENT: failed at node" in left["reason"]
+    assert "its text may quote values and is withheld" in left["reason"]
 
 
 def test_refresh_writes_each_record_with_these_batches(edge: Path, tmp_path: Path) -> None:
