@@ -35,6 +35,17 @@ def learn(admission: Admission, told: Told, now: float) -> None:
         known = state.signatures.get(key.digest)
         if further and known is not None:
             known.held, known.held_at = ELSEWHERE, now
+    for key, (no_sample, no_further) in told.lacking.items():
+        state = admission._versions.get(key.owner)
+        known = None if state is None else state.signatures.get(key.digest)
+        if state is None or known is None:
+            continue
+        if no_sample:
+            admission.not_stored(key)
+        if no_further and known.held in state.held:
+            admission._forget_held(state, known.held)
+        elif no_further:
+            known.held = ""
     for key in (*told.evicted, *told.turned_away):
         state = admission._versions.get(key.owner)
         known = None if state is None else state.signatures.get(key.digest)

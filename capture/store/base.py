@@ -171,6 +171,10 @@ class Told:
     evicted: list[RecordKey] = field(default_factory=list)
     turned_away: dict[RecordKey, int] = field(default_factory=dict)
     cuts: dict[ModelVersion, float] = field(default_factory=dict)
+    #: Signatures of which the store has (no sample, no further sample), whoever had one stored.
+    lacking: dict[RecordKey, tuple[bool, bool]] = field(default_factory=dict)
+    #: The store was empty when this was written, and had been written before.
+    anew: bool = False
 
 
 @dataclass(slots=True)

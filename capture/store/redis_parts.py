@@ -28,6 +28,8 @@ from capture.store.base import (
     StoredSignature,
 )
 
+#: Raised with every change to the keys; a newer one is refused.
+FORMAT: Final = 1
 #: Calls by signature, hour and client that are kept of one model version; beyond it the oldest hours are deleted.
 MAX_BLOCKS: Final = 300_000
 #: Refusals and ignored requests that are counted by their own name, over all sidecars.
@@ -220,6 +222,7 @@ def fleet_message(batch: Batch, owners: Iterable[tuple[ModelVersion, float, int 
     ]
     return {
         "keep": KEEP_SECONDS,
+        "format": FORMAT,
         "refusals": refusals,
         "ignored": [[what, _whole(count)] for what, count in batch.ignored.items()],
         "most": MAX_REASONS,

@@ -33,6 +33,7 @@ from capture.store.base import (
 from capture.store.redis_link import Link
 from capture.store.redis_lock import RedisLock
 from capture.store.redis_parts import (
+    FORMAT,
     HeldRow,
     counts_of,
     member,
@@ -45,8 +46,6 @@ from capture.store.redis_parts import (
 from capture.store.redis_url import parse
 from capture.store.redis_writer import RedisWriter
 
-#: Raised with every change to the keys; a newer one is refused.
-FORMAT: Final = 1
 #: Under this name stand the counters of all runs that ended long ago.
 FOLDED: Final = "(ended long ago)"
 #: Keys that are read in one go.

@@ -180,6 +180,7 @@ class RedisWriter:
                 told.refused[row[0]] = RecordKey(owner, row[1])
             else:
                 self.held_by(row[0], owner)
+        told.lacking.update({RecordKey(owner, digest): (no, further) for digest, no, further in answer["lacking"]})
         told.evicted.extend(RecordKey(owner, digest) for digest in answer["evicted"])
         if "cut" in answer:
             told.cuts[owner] = float(answer["cut"])
@@ -272,6 +273,9 @@ class RedisWriter:
         answer = self._link.run("fleet", self._fleet, message)
         if answer.get("again"):
             return
+        job.told.anew = bool(answer["anew"])
+        if job.told.anew:
+            self._listed.clear()
         if answer["forget"]:
             self._forget(batch)
         if batch.bounds is not None and answer["bytes"] > batch.bounds.store_bytes:

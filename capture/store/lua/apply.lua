@@ -64,8 +64,7 @@ end
 if #names > 0 or #bodies > 0 then return pack({ names = names, bodies = bodies }) end
 
 already(message.writer, message.number, message.keep)
-local fresh = call('EXISTS', ROWS) == 0
-local told = { samples = {}, refused = {}, evicted = {}, turned_away = {}, fresh = fresh }
+local told = { samples = {}, refused = {}, evicted = {}, turned_away = {}, lacking = {} }
 
 -- The signatures that are not evicted, the least useful last: looked at only where room must be made.
 local ranked
@@ -270,6 +269,9 @@ if bounds then
   for _, one in ipairs(message.seen) do
     local row = row_of(one[1])
     if row and row[EVICTED] and not tell[one[1]] then told.evicted[#told.evicted + 1] = one[1] end
+    if row and not row[EVICTED] and (not row[AT] or row[FURTHER] == '') then
+      told.lacking[#told.lacking + 1] = { one[1], not row[AT], row[FURTHER] == '' }
+    end
   end
   told.cut = threshold()
 end

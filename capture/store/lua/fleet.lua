@@ -5,6 +5,8 @@ if already(message.writer, message.number, message.keep) then
 end
 local OWNERS, SIZES, RUNS, SEEN, COUNTED = base .. ':owners', base .. ':sizes', base .. ':runs', base .. ':seen', base .. ':counted'
 
+-- Where it is not there, the server has lost what it had.
+local anew = call('HSETNX', base, 'format', message.format) == 1
 local function add(key, fields, most, rest)
   for _, one in ipairs(fields) do
     local field = one[1]
@@ -63,7 +65,7 @@ if call('HLEN', COUNTED) > message.max_counted then
   end
 end
 
-local told = { bytes = 0, forget = false }
+local told = { bytes = 0, forget = false, anew = anew }
 if message.forget_before > 0 then
   local last = tonumber(call('HGET', base, 'forgotten') or 0)
   -- One of many writers does it.

@@ -7,6 +7,7 @@ import statistics
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import pytest
 
@@ -330,6 +331,33 @@ def test_forgetting_is_done_by_one_of_them(make: Make) -> None:
         f"{prefix}:{{fleet}}", f"{prefix}:{{fleet}}:seen", f"{prefix}:{{fleet}}:runs"
     }  # fmt: skip
     assert all(a.store._link.client.ttl(key) > 0 for key in left if ":done:" in key)
+
+
+def test_a_server_that_lost_everything_gets_it_again(make: Make) -> None:
+    a = make("a")
+    for _ in range(3):
+        a.call(ONE, body=b"x")
+    a.flush()
+    assert not a.told.anew
+    store = a.store
+    assert isinstance(store, RedisStore)
+    for key in store._link.client.scan_iter(f"{store._prefix}:*"):
+        store._link.client.delete(key)
+    a.now += 60
+    a.call(ONE, body=b"counted, and told that there is no sample")
+    told = a.flush()
+    assert told.anew
+    assert told.lacking == {key_of(ONE): (True, True)}
+    for body in (b"sample", b"further"):
+        a.now += 60
+        a.call(ONE, body=body, draw=0.99999)
+        a.flush()
+    with closing(open_store(store._link.url.shown)) as other:
+        (row,) = other.signatures()
+        assert row.hits == 3
+        assert other.sample(row.key).body == b"sample"  # type: ignore[union-attr]
+        assert [held.sample.body for _, held in other.held_out()][-1] == b"further"
+    assert not a.told.lacking
 
 
 def test_runs_that_ended_long_ago_are_one_sum(make: Make) -> None:
