@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import grpc
 
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, until
 
 #: No model call: what is stored of these is nothing, and a small disk stays as full as a test makes it.
 METHOD: Final = "/warmtap.Test/Digest"
@@ -20,11 +20,16 @@ METHOD: Final = "/warmtap.Test/Digest"
 PAUSE: Final = 0.005
 
 
+def digest(body: bytes) -> bytes:
+    """SHA-256, as long as the answers of models are: the relay takes no less than 100 bytes for one."""
+    return hashlib.sha256(body).digest() * 8
+
+
 class _Digest(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Any method answers with the SHA-256 of its message."""
+    """Any method answers with the digest of its message."""
 
     def service(self, _: Any) -> Any:
-        return grpc.unary_unary_rpc_method_handler(lambda body, _: hashlib.sha256(body).digest())
+        return grpc.unary_unary_rpc_method_handler(lambda body, _: digest(body))
 
 
 @contextlib.contextmanager
@@ -42,8 +47,15 @@ def grpc_server() -> Iterator[str]:
 class GrpcLoad:
     """One channel that stays open, and calls on it until told to stop."""
 
-    def __init__(self, port: int) -> None:
-        self._channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+    def __init__(self, port: int, ca: bytes = b"") -> None:
+        """``ca``: over TLS, and this PEM is what is trusted."""
+        target = f"127.0.0.1:{port}"
+        self._channel = (
+            grpc.secure_channel(target, grpc.ssl_channel_credentials(ca)) if ca else grpc.insecure_channel(target)
+        )
+        self._state: Any = None
+        self._channel.subscribe(self._changed)
+        self._turn = threading.Lock()
         self._stop = threading.Event()
         self.answered = 0
         self.failures: list[str] = []
@@ -55,13 +67,30 @@ class GrpcLoad:
         while not self._stop.wait(PAUSE):
             body = rng.randbytes(rng.choice((10, 1_000, 50_000)))
             try:
-                answer = call(body, timeout=PATIENCE)
+                with self._turn:
+                    answer = call(body, timeout=PATIENCE)
             except grpc.RpcError as error:
                 self.failures.append(f"{error.code()}: {error.details()}")
                 break
-            if answer != hashlib.sha256(body).digest():
+            if answer != digest(body):
                 self.failures.append(f"{len(body)} bytes: wrong answer")
             self.answered += 1
+
+    def _changed(self, state: Any) -> None:
+        self._state = state
+
+    @contextlib.contextmanager
+    def resting(self) -> Iterator[None]:
+        """No call while the body runs, in which the server must close the connection, nor until that is known here."""
+        with self._turn:
+            yield
+            until(lambda: self._state != grpc.ChannelConnectivity.READY, "a channel without its connection")
+
+    def more(self, calls: int) -> None:
+        """Wait until so many more were answered."""
+        goal = self.answered + calls
+        until(lambda: self.answered >= goal or self.failures)
+        assert not self.failures
 
     def __enter__(self) -> GrpcLoad:
         self._thread.start()

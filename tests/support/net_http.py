@@ -8,6 +8,7 @@ import http.client
 import http.server
 import random
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 
@@ -40,9 +41,11 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def echo_server(handler: type[Echo] = Echo, port: int = 0) -> Iterator[str]:
-    """``host:port`` of the server."""
+def echo_server(handler: type[Echo] = Echo, port: int = 0, context: ssl.SSLContext | None = None) -> Iterator[str]:
+    """``host:port`` of the server; with a context it speaks TLS."""
     with _Server(("127.0.0.1", port), handler) as httpd:
+        if context is not None:
+            httpd.socket = context.wrap_socket(httpd.socket, server_side=True)
         thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
         thread.start()
         try:
@@ -61,10 +64,15 @@ def http_socket(connection: http.client.HTTPConnection) -> socket.socket:
 class Load:
     """Clients that post random bodies and check every answer, with and without keep-alive, until told to stop."""
 
-    def __init__(self, port: int, *, keep_alive: bool = True) -> None:
-        """``keep_alive``: half of the clients keep their connection."""
+    def __init__(
+        self, port: int, *, keep_alive: bool = True, context: ssl.SSLContext | None = None, each: int = 0
+    ) -> None:
+        """``keep_alive``: half of the clients keep their connection, for ``each`` requests or (0) for ever; over TLS
+        with a ``context``."""
         self._port = port
         self._keep_alive = keep_alive
+        self._context = context
+        self._each = each
         self._stop = threading.Event()
         self.answered = 0
         self.failures: list[str] = []
@@ -72,7 +80,12 @@ class Load:
 
     def _run(self, number: int) -> None:
         rng, keep = random.Random(number), self._keep_alive and number % 2 == 0
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE)
+        connection = (
+            http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE)
+            if self._context is None
+            else http.client.HTTPSConnection("127.0.0.1", self._port, timeout=PATIENCE, context=self._context)
+        )
+        asked = 0
         while not self._stop.is_set():
             body = rng.randbytes(rng.choice((10, 10_000, 200_000)))
             try:
@@ -84,7 +97,8 @@ class Load:
             if answer != hashlib.sha256(body).hexdigest().encode():
                 self.failures.append(f"{len(body)} bytes: wrong answer")
             self.answered += 1
-            if not keep:
+            asked += 1
+            if not keep or (self._each and asked % self._each == 0):
                 connection.close()
         connection.close()
 
