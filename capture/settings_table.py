@@ -35,7 +35,8 @@ def sections(settings: type[msgspec.Struct]) -> Iterator[tuple[str, str, list[Ro
             if (group := _group(info.type)) is not None:
                 listed = isinstance(info.type, inspect.VarTupleType)
                 optional = isinstance(info.type, inspect.UnionType)
-                note = ". A list, at least one" if listed else ". Optional" if optional else ""
+                least = ", at least one" if field.required else ""
+                note = f". A list{least}" if listed else ". Optional" if optional else ""
                 inner.append((name + ("[]" if listed else ""), f"{help_text[:1].upper()}{help_text[1:]}{note}.", group))
             else:
                 found.append(Row(name, _type(info.type), _default(field), help_text))

@@ -134,7 +134,7 @@ def run(
 ) -> None:
     """Choose, write, read back. Raises UserError."""
     rows = source.signatures(model)
-    families = _families(rows, form, model, dialect)
+    families = families_of(rows, form, model, dialect)
     rows = [row for row in rows if families is None or row.key.owner.family in families]
     defs = model_defs(saved_model, metadata, model)
     selection = select(
@@ -169,7 +169,7 @@ def run(
         created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         form=form,
         model=model,
-        dialect="" if families is None or form.families is None else _dialect_of(families),
+        dialect="" if families is None or form.families is None else dialect_of(families),
         version=version,
         fitted=defs is not None,
         selection=selection,
@@ -198,7 +198,7 @@ def run(
         )
 
 
-def _families(rows: list[StoredSignature], form: Format, model: str, dialect: str) -> frozenset[str] | None:
+def families_of(rows: list[StoredSignature], form: Format, model: str, dialect: str) -> frozenset[str] | None:
     """Whose records to write; None for all. Raises UserError where one service was captured in several dialects, of
     which only one can be right for its warm-up data."""
     if dialect and form.families is not None and EAS[dialect].family not in form.families:
@@ -209,12 +209,12 @@ def _families(rows: list[StoredSignature], form: Format, model: str, dialect: st
         return None
     found = sorted({row.key.owner.family for row in rows} & form.families)
     if len(found) > 1:
-        names = ", ".join(_dialect_of(frozenset({family})) for family in found)
+        names = ", ".join(dialect_of(frozenset({family})) for family in found)
         raise UserError(f"service {model} was captured in several dialects ({names}); say which with --dialect")
     return frozenset(found) or form.families
 
 
-def _dialect_of(families: frozenset[str]) -> str:
+def dialect_of(families: frozenset[str]) -> str:
     """The dialect of an EAS service; "" for others."""
     return next((name for name, dialect in EAS.items() if families == {dialect.family}), "")
 

@@ -16,6 +16,7 @@ from capture.export.batch import batch_sizes
 from capture.settings_errors import SettingsError
 from capture.textfile import check_textfile
 from replay.publishing.addresses import is_url, parse
+from replay.refreshing.eas import EasJob
 from replay.refreshing.history import History
 from replay.refreshing.job import BAD, Job
 from replay.refreshing.jobs import jobs_of
@@ -128,7 +129,7 @@ def named_after(base: str) -> str:
     return (parse(base).path.rpartition("/")[2] or parse(base).bucket) if is_url(base) else Path(base).resolve().name
 
 
-def _watch(settings: Settings, jobs: list[Job], interval: float) -> None:
+def _watch(settings: Settings, jobs: list[Job | EasJob], interval: float) -> None:
     """Until SIGTERM, which raises SystemExit wherever it meets us: what is half written is cleared up on the way."""
     try:
         for line in watch(settings, jobs, interval):
@@ -139,9 +140,11 @@ def _watch(settings: Settings, jobs: list[Job], interval: float) -> None:
 
 
 def _tell_history(settings: Settings) -> None:
-    for model in settings.models:
-        for event in History(model.state_directory).events():
-            print(printable(f"{event.at} {event.model}/{event.version} {event.event}: {event.why}"))
+    states = [*(one.state_directory for one in settings.models), *(Path(one.state) for one in settings.services)]
+    for state in states:
+        for event in History(state).events():
+            where = f"{event.model}/{event.version}" if event.version else event.model
+            print(printable(f"{event.at} {where} {event.event}: {event.why}"))
             for sign, lines in (("+", event.added), ("-", event.removed), ("left out", event.left_out)):
                 for line in lines:
                     print(printable(f"  {sign} {line}"))

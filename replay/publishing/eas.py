@@ -86,8 +86,13 @@ def read_export(path: Path) -> Export:
         files.append((file.name, data))
     if not files:
         raise UserError(f"{beside}: names no file; export it again")
-    lines = tuple(f"{one.line} ({one.hits} hits)" for one in told.records)
+    lines = tuple(signature_line(one.line, one.hits) for one in told.records)
     return Export(told.format, told.model, tuple(files), (beside.name, described), told.coverage.share, lines)
+
+
+def signature_line(line: str, hits: int) -> str:
+    """A signature as people are told of it."""
+    return f"{line} ({hits} hits)"
 
 
 def upload(export: Export, to: Address) -> tuple[str, int]:

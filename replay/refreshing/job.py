@@ -48,8 +48,8 @@ BAD = frozenset({What.FAILED, What.HELD})
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What happened to one version; to the model where ``version`` is empty. ``records`` are those of its file, 0 where
-    none was written or found the same. ``text`` says what or why."""
+    """What happened to one version; to the model, or EAS ``service``, where ``version`` is empty. ``records`` are those
+    of its file, 0 where none was written or found the same. ``text`` says what or why."""
 
     model: str
     version: str
@@ -58,6 +58,7 @@ class Outcome:
     records: int = 0
     left_out: tuple[LeftOut, ...] = ()
     at: float = 0.0
+    service: bool = False
 
 
 @dataclass(slots=True)

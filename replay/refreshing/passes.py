@@ -10,6 +10,7 @@ from pathlib import Path
 from capture.errors import UserError
 from capture.store.base import open_store
 from capture.textfile import write_textfile
+from replay.refreshing.eas import EasJob, run_eas_job
 from replay.refreshing.job import Job, Outcome, What, run_job
 from replay.refreshing.metrics import told
 from replay.refreshing.settings import Settings
@@ -17,7 +18,7 @@ from replay.refreshing.telling import Log, log_line
 from replay.tf_protos import TensorFlowMissing
 
 
-def run_pass(settings: Settings, jobs: Sequence[Job], *, alone: bool) -> list[Outcome]:
+def run_pass(settings: Settings, jobs: Sequence[Job | EasJob], *, alone: bool) -> list[Outcome]:
     """All models once. Raises UserError where nothing can be done; of one of several models (not ``alone``) it is said
     as its outcome."""
     try:
@@ -29,13 +30,13 @@ def run_pass(settings: Settings, jobs: Sequence[Job], *, alone: bool) -> list[Ou
     return outcomes
 
 
-def _run(settings: Settings, jobs: Sequence[Job], *, alone: bool) -> list[Outcome]:
+def _run(settings: Settings, jobs: Sequence[Job | EasJob], *, alone: bool) -> list[Outcome]:
     source = open_store(settings.store, allow_shared=settings.allow_shared_store)
     try:
         found: list[Outcome] = []
         for job in jobs:
             try:
-                found += run_job(job, source)
+                found += run_job(job, source) if isinstance(job, Job) else run_eas_job(job, source)
             except TensorFlowMissing:
                 raise
             except UserError as error:
@@ -47,14 +48,14 @@ def _run(settings: Settings, jobs: Sequence[Job], *, alone: bool) -> list[Outcom
         source.close()
 
 
-def _tell(settings: Settings, jobs: Sequence[Job], outcomes: Sequence[Outcome]) -> None:
+def _tell(settings: Settings, jobs: Sequence[Job | EasJob], outcomes: Sequence[Outcome]) -> None:
     if settings.prometheus:
         events = [event for job in jobs if job.history is not None for event in job.history.events()]
         write_textfile(Path(settings.prometheus), told([job.model for job in jobs], outcomes, events, time.time()))
 
 
 def watch(
-    settings: Settings, jobs: Sequence[Job], interval: float, rest: Callable[[float], None] = time.sleep
+    settings: Settings, jobs: Sequence[Job | EasJob], interval: float, rest: Callable[[float], None] = time.sleep
 ) -> Iterator[str]:
     """The log lines of passes without end; what fails is said, and tried again. Raises TensorFlowMissing."""
     log = Log()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
+from capture.dialects.table import EAS
 from capture.errors import UserError
 from capture.export.batch import batch_sizes
 from capture.export.scrub_rules import check_rules
@@ -95,10 +96,39 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Path(parse(self.base).path if is_url(self.base) else self.base) / STATE
 
 
+class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One PAI-EAS service."""
+
+    service: Annotated[str, Meta(min_length=1, description="its name in the traffic")]
+    to: Annotated[str, Meta(min_length=1, description="where its warm-up data goes: `oss://BUCKET/PATH`")]
+    state: Annotated[str, Meta(min_length=1, description="the directory of its lock and history")]
+    service_json: Annotated[
+        str, Meta(description="the service's JSON, which gets `warm_up_data_path` and is to be deployed; empty: none")
+    ] = ""
+    warm_up_count: Annotated[
+        int, Meta(ge=0, description="`metadata.rpc.warm_up_count` in it; 0 leaves what is there")
+    ] = 0
+    format: Annotated[Literal["eas-bin", "eas-txt"], Meta(description="`eas-txt` is for services that take text")] = (
+        "eas-bin"
+    )
+    dialect: Annotated[
+        str, Meta(description="what it speaks, where it was captured in several dialects (`eas-pytorch`)")
+    ] = ""
+    saved_model: Annotated[
+        str,
+        Meta(
+            description="the directory of its SavedModel: every record is run on it first. Empty: none is, and only "
+            "what was seen to succeed is published"
+        ),
+    ] = ""
+    scrub: Annotated[bool, Meta(description="true writes no value that users sent (docs/scrub.md)")] = False
+    scrub_rules: Annotated[tuple[str, ...], Meta(description="what inputs hold then, as for models")] = ()
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A settings file."""
 
-    models: Annotated[tuple[Model, ...], Meta(min_length=1, description="what is kept warm")]
+    models: Annotated[tuple[Model, ...], Meta(description="what is kept warm for TensorFlow Serving")] = ()
     store: Annotated[str, Meta(min_length=1, description="the store, as `--store`")] = "warmtap.sqlite"
     allow_shared_store: Annotated[
         bool, Meta(description="true uses a store that others than its owner may read or write")
@@ -112,6 +142,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prometheus: Annotated[
         str, Meta(description="path of a file (`.prom`) for the node exporter, written after each pass; empty: none")
     ] = ""
+    services: Annotated[tuple[Service, ...], Meta(description="what is kept warm for PAI-EAS (docs/publish.md)")] = ()
 
     @property
     def is_fleet(self) -> bool:
@@ -131,6 +162,8 @@ def load(path: Path) -> Settings:
 def from_data(data: Any) -> Settings:
     """Check plain data (what YAML gives). Raises SettingsError."""
     settings = convert(data, Settings)
+    if not settings.models and not settings.services:
+        raise SettingsError("models: nothing to do: name at least one, or one of services")
     names: dict[str, str] = {}
     bases: dict[str, str] = {}
     for number, model in enumerate(settings.models):
@@ -140,7 +173,36 @@ def from_data(data: Any) -> Settings:
                 raise SettingsError(f"{place}: {key!r} is already {seen[key]}'s")
             seen[key] = place
         _check(place, model)
+    for number, service in enumerate(settings.services):
+        place = f"services[{number}]"
+        if service.service in names:
+            raise SettingsError(f"{place}: {service.service!r} is already {names[service.service]}'s")
+        names[service.service] = place
+        _check_service(place, service)
     return settings
+
+
+def _check_service(place: str, service: Service) -> None:
+    try:
+        address = parse(service.to)
+    except UserError as error:
+        raise SettingsError(f"{place}.to: {error}") from None
+    if service.service_json and address.scheme != "oss":
+        raise SettingsError(f"{place}.to: EAS reads warm_up_data_path from OSS; say oss://BUCKET/PATH")
+    if service.warm_up_count and not service.service_json:
+        raise SettingsError(f"{place}.warm_up_count: stands in the service's JSON; say service_json")
+    if service.dialect and service.dialect not in EAS:
+        raise SettingsError(f"{place}.dialect: {service.dialect!r} is not known; known are {', '.join(EAS)}")
+    _check_rules(place, service)
+
+
+def _check_rules(place: str, one: Model | Service) -> None:
+    if one.scrub_rules and not one.scrub:
+        raise SettingsError(f"{place}.scrub_rules: are for scrub: true; say both")
+    try:
+        check_rules(one.scrub_rules, one.scrub)
+    except ValueError as error:
+        raise SettingsError(f"{place}.{error}") from None
 
 
 def _check(place: str, model: Model) -> None:
@@ -152,12 +214,7 @@ def _check(place: str, model: Model) -> None:
         raise SettingsError(f"{place}.staging: {model.staging}: the model server takes a number for a version")
     if is_url(base) and not model.state:
         raise SettingsError(f"{place}.state: must be said where the base is a URL: a local directory")
-    if model.scrub_rules and not model.scrub:
-        raise SettingsError(f"{place}.scrub_rules: are for scrub: true; say both")
-    try:
-        check_rules(model.scrub_rules, model.scrub)
-    except ValueError as error:
-        raise SettingsError(f"{place}.{error}") from None
+    _check_rules(place, model)
     try:
         model.sizes(f"{place}.batch_sizes:")
     except UserError as error:

@@ -18,7 +18,7 @@ def sentences(outcomes: Sequence[Outcome], *, named: bool) -> Iterator[str]:
     """For a run that ends. ``named``: of several models, each line says which."""
     for one in outcomes:
         name = f"{printable(one.model)} " if named else ""
-        where = f"version {one.version}" if one.version else "model"
+        where = f"version {one.version}" if one.version else "service" if one.service else "model"
         failed = {What.FAILED: "FAILED: ", What.HELD: "HELD: ", What.PROMOTED: "promoted: "}.get(one.what, "")
         yield f"{name}{where}: {failed}{printable(one.text)}"
         for left in one.left_out:

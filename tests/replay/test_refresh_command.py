@@ -135,7 +135,7 @@ def test_where_another_job_works_nothing_is_done_and_that_is_no_failure(settings
     ],
 )
 def test_wrong_usage_is_one_line(named: dict[str, Any], text: str) -> None:
-    paths = {name: Path(value) for name, value in named.items() if name in ("config", "saved_model_base", "prometheus")}
+    paths = {name: Path(value) for name, value in named.items() if name in ("config", "prometheus")}
     with pytest.raises(UserError) as error:
         refresh(**{**named, **paths}, check=True)
     assert str(error.value).startswith(text)

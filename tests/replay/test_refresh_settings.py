@@ -17,7 +17,7 @@ MODEL = {"model": "m", "base": "models/m"}
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"models": []}, "models: expected `array` of length >= 1"),
+        ({"models": []}, "models: nothing to do: name at least one, or one of services"),
         ({"models": [{**MODEL, "in_plaec": True}]}, "models[0].in_plaec: unknown key; did you mean in_place?"),
         ({"models": [{"model": "m"}]}, "models[0].base: missing"),
         ({"intervall": 3}, "intervall: unknown key; did you mean interval?"),
@@ -51,14 +51,15 @@ def test_a_file_is_named(tmp_path: Path) -> None:
 def test_every_setting_is_documented() -> None:
     page = (DOCS / "refresh.md").read_text()
     assert markdown() in page, "make docs"
-    names = [field for settings in (Settings, *_inner()) for field in settings.__struct_fields__ if field != "models"]
+    names = [field for settings in (Settings, *_inner()) for field in settings.__struct_fields__]
+    names = [name for name in names if name not in ("models", "services")]
     assert [name for name in names if f"| `{name}` |" not in page] == []
 
 
 def _inner() -> list[Any]:
-    from replay.refreshing.settings import Model
+    from replay.refreshing.settings import Model, Service
 
-    return [Model]
+    return [Model, Service]
 
 
 @pytest.mark.parametrize(
