@@ -18,11 +18,12 @@ from capture.store.redis_url import must_be_safe
 from capture.store.redis_url import parse as parse_url
 from proxy import address, settings
 from replay.refreshing import settings as refreshing
+from replay.watching import METRICS_PATH
 from tests.support.command_words import parse
 from tests.support.image import DOCKERFILE, history, stages
 from tests.test_architecture import ROOT
 
-OURS = ("sidecar", "refresh")
+OURS = ("sidecar", "refresh", "watch")
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 GRPC_PORT, REST_PORT = 8500, 8501  #: of TF Serving's image: tools/docker/Dockerfile, ENV GRPC_PORT and PORT
@@ -31,7 +32,7 @@ GRPC_PORT, REST_PORT = 8500, 8501  #: of TF Serving's image: tools/docker/Docker
 def mounts(service: str) -> dict[PurePosixPath, tuple[str, bool]]:
     """Directory or file in the container -> (volume or path on the host, whether it is writable)."""
     found = {}
-    for mount in SERVICES[service]["volumes"]:
+    for mount in SERVICES[service].get("volumes", ()):
         if isinstance(mount, str):
             source, target, *mode = mount.split(":")
             found[PurePosixPath(target)] = source, mode != ["ro"]
@@ -53,9 +54,22 @@ def sidecar_settings() -> settings.Settings:
     return settings.load(named("sidecar"))
 
 
+def option(service: str, name: str) -> str:
+    """A value of the command line."""
+    words = SERVICES[service]["command"]
+    return str(words[words.index(name) + 1])
+
+
 def job() -> refreshing.Settings:
     """The same of the job."""
     return refreshing.load(named("refresh"))
+
+
+def build(service: str) -> dict[str, str]:
+    """How its image is built, which another service may say."""
+    image = SERVICES[service]["image"]
+    [found] = [one["build"] for one in SERVICES.values() if one["image"] == image and "build" in one]
+    return dict(found)
 
 
 def named(service: str) -> Path:
@@ -66,7 +80,7 @@ def named(service: str) -> Path:
 @pytest.mark.parametrize("service", OURS)
 def test_a_service_starts_a_command_that_exists(service: str) -> None:
     assert parse(SERVICES[service]["command"])
-    assert 'ENTRYPOINT ["capture"]' in history(SERVICES[service]["build"]["target"])
+    assert 'ENTRYPOINT ["capture"]' in history(build(service)["target"])
 
 
 @pytest.mark.parametrize(
@@ -108,11 +122,13 @@ def test_ports_are_published_on_loopback_and_lead_to_the_listener() -> None:
     assert {one.host for one in listening} == {"0.0.0.0"}, "loopback inside a container is reached by nobody"
     published = [port.split(":") for name in SERVICES for port in SERVICES[name].get("ports", ())]
     assert {host for host, _, _ in published} == {"127.0.0.1"}
-    assert {int(target) for _, _, target in published} == {one.port for one in listening}
+    watching = address.parse(option("watch", "--listen"))
+    assert watching.host == "0.0.0.0"
+    assert {int(target) for _, _, target in published} == {one.port for one in (*listening, watching)}
 
 
 def test_sidecar_and_refresh_share_a_store_that_nobody_else_reaches() -> None:
-    stores = {sidecar_settings().capture.store, job().store}
+    stores = {sidecar_settings().capture.store, job().store, option("watch", "--store")}
     assert len(stores) == 1
     url = parse_url(stores.pop())
     [(host, _)] = url.hosts
@@ -124,6 +140,15 @@ def test_sidecar_and_refresh_share_a_store_that_nobody_else_reaches() -> None:
     volume, _, writable = place(host, "/data")  # where the image keeps it: WORKDIR
     assert volume in COMPOSE["volumes"]
     assert writable
+
+
+def test_what_is_watched_is_the_model_server_and_it_tells_its_metrics() -> None:
+    assert option("watch", "--metrics") == f"http://serving:{REST_PORT}"
+    [flag] = SERVICES["serving"]["command"]
+    source, below, _ = place("serving", flag.removeprefix("--monitoring_config_file="))
+    told = (ROOT / source / below).read_text()
+    assert "enable: true" in told
+    assert f'path: "{METRICS_PATH}"' in told
 
 
 def test_refresh_writes_where_serving_reads() -> None:
@@ -146,7 +171,7 @@ def test_one_user_owns_the_files() -> None:
     assert all(int(SERVICES[name]["user"].split(":")[0]) > 0 for name in SERVICES)
     created = " ".join(stages()["base"].lines)
     for name in OURS:
-        assert f"USER {user}" in history(SERVICES[name]["build"]["target"])
+        assert f"USER {user}" in history(build(name)["target"])
         for target, (source, writable) in mounts(name).items():
             # An empty volume takes its owner from the image's directory.
             assert not writable or (source in COMPOSE["volumes"] and str(target) in created)
@@ -160,7 +185,7 @@ def test_containers_may_do_little(service: str) -> None:
     assert described["security_opt"] == ["no-new-privileges:true"]
     assert described["tmpfs"] == ["/tmp"]
     assert "privileged" not in described
-    assert re.fullmatch(r"\S+:\d+\.\d+\.\d+", described["image"]) or "build" in described, "an image without a version"
+    assert re.fullmatch(r"\S+:\d+\.\d+\.\d+", described["image"]) or service in OURS, "an image without a version"
 
 
 def test_connections_may_end_before_the_sidecar_is_killed() -> None:
@@ -184,9 +209,9 @@ def test_the_executor_is_compiled_into_a_volume() -> None:
 
 @pytest.mark.parametrize("service", OURS)
 def test_an_image_is_built_from_what_is_there(service: str) -> None:
-    build = SERVICES[service]["build"]
-    assert ROOT / build["context"] / build["dockerfile"] == DOCKERFILE
-    assert build["target"] in stages()
+    how = build(service)
+    assert ROOT / how["context"] / how["dockerfile"] == DOCKERFILE
+    assert how["target"] in stages()
     for source in mounts(service).values():
         assert not source[0].startswith(".") or (ROOT / source[0]).is_file()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import importlib.metadata
+import json
 import re
 import subprocess
 import sys
@@ -103,6 +104,33 @@ def test_the_sidecar_image_holds_what_the_sidecar_imports() -> None:
     for module in modules:
         assert held & {canonicalize_name(one) for one in distributions[module]}, module
     assert "tensorflow" not in held
+
+
+#: In an interpreter that finds nothing but what it is told: the modules to be imported follow.
+_ONLY = """
+import importlib, importlib.abc, importlib.metadata, json, sys
+from packaging.utils import canonicalize_name
+held, modules = json.loads(sys.argv[1])
+found = importlib.metadata.packages_distributions()
+missing = {name for name, names in found.items() if not {canonicalize_name(one) for one in names} & {*held, "warmtap"}}
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in missing:
+            raise ModuleNotFoundError(f"{name} is in no distribution of the image")
+sys.meta_path.insert(0, Finder())
+for module in modules:
+    importlib.import_module(module)
+"""
+
+
+def test_what_deployments_run_out_of_the_sidecar_image_needs_nothing_else() -> None:
+    """Also of what lies in replay/: `watch` in docker-compose.yml, the gate over HTTP (docs/replay.md)."""
+    modules = ["proxy.supervisor", "proxy.relay_main", "proxy.sink_main", "capture.commands.worker"]
+    modules += ["replay.commands.watch", "replay.commands.replay"]
+    for held, fails in ((sorted(pinned("sidecar.txt")), False), (["msgspec"], True)):
+        words = [sys.executable, "-c", _ONLY, json.dumps([held, modules])]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        assert bool(done.returncode) == fails, done.stderr
 
 
 def test_requirements_hold_all_dependencies_in_one_version() -> None:
