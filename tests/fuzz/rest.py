@@ -12,6 +12,7 @@ from capture.convert.values import ConversionError
 from capture.dialects.base import Route, Unreadable
 from capture.dialects.table import BY_NAME
 from capture.dialects.tfserving_calls import READERS
+from capture.levels import CLASS_HEX, parse_level
 from capture.signature import REST_METHODS, Call, Misfit, SignatureDef, TensorInfo, executor_key
 
 _DEFS: Final = (
@@ -41,6 +42,7 @@ _JSON: Final = (
     b'{"inputs": 5, "ignored": {"a": [[]]}}',
     b'{"examples": [{"age": 1, "job": ["a", {"b64": "Yg"}]}, {"f": [1.5, Inf]}], "context": {"c": true}}',
 )
+_LEVEL: Final = parse_level("shapes+values(x, n, s, b)")
 _VERBS: Final = ("predict", "classify", "regress")
 
 
@@ -61,6 +63,7 @@ def rest(data: bytes) -> None:
         assert 0 < len(reason) < 100, "a reason that is none, or not short"
     else:
         assert str(call.signature).isprintable(), "a signature that is not one line of text"
+        assert len(_LEVEL.suffix(call, body)) == 1 + CLASS_HEX, "no class"
     for method in REST_METHODS if call is None else (call.signature.method,):
         if method.startswith(route.method):
             _converted(method, body, defs, call)
