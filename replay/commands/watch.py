@@ -145,9 +145,14 @@ def _scrape(url: str, models: list[str]) -> Scrape:
         text = _get(url).decode(errors="replace")
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise UserError(
-            f"{url}: {error}; is this the REST port, and monitoring on (--monitoring_config_file)?"
+            f"{url}: {_why(error)}; is this the REST port, and monitoring on (--monitoring_config_file)?"
         ) from None
     return Scrape(time.time(), read_counters(text), serving if told else None, moving)
+
+
+def _why(error: Exception) -> str:
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    return f"{(reason.strerror if isinstance(reason, OSError) else None) or error}"
 
 
 def _status(url: str, model: str) -> bytes | None:

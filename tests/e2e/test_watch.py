@@ -193,6 +193,7 @@ def test_what_cannot_be_watched(store: Path, tmp_path: Path) -> None:
         where = f"http://127.0.0.1:{server.server_port}"
         for metrics, place, text, *more in (
             (where, store, "HTTP Error 500: Internal Server Error; is this the REST port, and monitoring on"),
+            ("127.0.0.1:1", store, "/metrics: Connection refused; is this the REST port"),
             ("ftp://x", store, "--metrics ftp://x: no address; write http://host:port"),
             (where, tmp_path / "none", "no such file"),
             (where, store, "--listen: is for a watch that goes on; leave out --once", "--listen", "1"),
