@@ -14,11 +14,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple, Self
 
 import msgspec
 
@@ -28,6 +29,10 @@ from replay.tf_protos import wheel_directory
 _DISCREET: Final = "--discreet"
 #: Children that may die before the model itself is blamed.
 MAX_CRASHES: Final = 20
+#: Seconds that a record may take, and a load. A cold graph of XLA takes minutes; what takes longer hangs, and with it
+#: whoever waits for the job.
+RECORD_SECONDS: Final = 600.0
+LOAD_SECONDS: Final = 3600.0
 
 
 class TrialError(UserError):
@@ -69,9 +74,16 @@ class Trial:
     results: list[Tried]
 
 
-def run_trial(saved_model: Path, family: str, requests: Sequence[Request]) -> Trial:
-    """Run each request once on the model. Raises TrialError if the model cannot be loaded, or keeps crashing,
-    TensorFlowMissing."""
+def run_trial(
+    saved_model: Path,
+    family: str,
+    requests: Sequence[Request],
+    *,
+    record_seconds: float = RECORD_SECONDS,
+    load_seconds: float = LOAD_SECONDS,
+) -> Trial:
+    """Run each request once on the model, for that many seconds at most. Raises TrialError if the model cannot be
+    loaded, or keeps crashing, TensorFlowMissing."""
     # Here and not in the child: to a parent all deaths of a child look alike.
     wheel_directory()
     results: list[Tried] = []
@@ -89,21 +101,52 @@ def run_trial(saved_model: Path, family: str, requests: Sequence[Request]) -> Tr
         with child, _killed_on_error(child):
             assert child.stdin is not None
             assert child.stdout is not None
-            ready = _ready(child.stdout, saved_model)
+            with _Patience(child, load_seconds) as patience:
+                ready = _ready(child.stdout, saved_model, patience)
             for request in requests[len(results) :]:
-                tried = _try(child.stdin, child.stdout, request)
-                if tried is None:
+                with _Patience(child, record_seconds) as patience:
+                    tried = _try(child.stdin, child.stdout, request)
+                if tried is not None:
+                    results.append(tried)
+                if tried is None or patience.over:
                     break
-                results.append(tried)
             else:
                 child.stdin.close()
                 continue
             child.kill()
+        if tried is not None:
+            # Its answer came as its time ended.
+            continue
         crashes += 1
         if crashes > MAX_CRASHES:
             raise TrialError(f"{saved_model}: TensorFlow crashed on {crashes} records; nothing was published")
-        results.append(Tried(f"TensorFlow crashed on it (exit {child.returncode})"))
+        crashed = f"TensorFlow crashed on it (exit {child.returncode})"
+        results.append(Tried(patience.text if patience.over else crashed))
     return Trial(ready.level, ready.tensorflow, results)
+
+
+class _Patience:
+    """Kills a child that takes longer than ``seconds`` for what is done inside; ``over`` says whether it did."""
+
+    def __init__(self, child: subprocess.Popen[bytes], seconds: float) -> None:
+        self.over = False
+        self.text = f"did not end within {seconds:g} s, and TensorFlow was stopped"
+        self._child = child
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+
+    def _end(self) -> None:
+        self.over = True
+        self._child.kill()
+
+    def __enter__(self) -> Self:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        # It either killed the child, or never will.
+        self._timer.join()
 
 
 @contextmanager
@@ -119,8 +162,10 @@ def _killed_on_error(child: subprocess.Popen[bytes]) -> Iterator[None]:
         raise
 
 
-def _ready(stdout: IO[bytes], saved_model: Path) -> Ready:
+def _ready(stdout: IO[bytes], saved_model: Path, patience: _Patience) -> Ready:
     line = stdout.readline()
+    if not line and patience.over:
+        raise TrialError(f"{saved_model}: {patience.text}; nothing was published")
     if not line:
         raise TrialError(f"{saved_model}: TensorFlow crashed while loading it")
     ready = msgspec.json.decode(line, type=Ready)

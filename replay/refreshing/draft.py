@@ -17,7 +17,7 @@ from capture.export.table import FORMATS
 from capture.levels import split
 from capture.savedmodel import read_saved_model
 from capture.signature import Misfit, SignatureDef, executor_key
-from capture.store.base import RecordKey, Store, StoredSignature
+from capture.store.base import RecordKey, StoredSignature
 from replay.refreshing.attempts import UNVERIFIED
 from replay.refreshing.present import Present, Standing
 from replay.refreshing.union import Plan, plan
@@ -126,7 +126,7 @@ def raw(data: bytes) -> Identity:
 
 
 def draft(
-    source: Store,
+    rows: list[StoredSignature],
     model: str,
     version: str,
     directory: Path,
@@ -135,9 +135,8 @@ def draft(
     now: float,
     ages: Mapping[str, float] | None = None,
 ) -> Draft:
-    """Read store and model, and choose. ``ages`` are when signatures were last seen that the store may have forgotten.
-    Raises UserError where the model itself is at fault."""
-    rows = source.signatures(model)
+    """Read the model, and choose among the ``rows`` of a store. ``ages`` are when signatures were last seen that the
+    store may have forgotten. Raises UserError where the model itself is at fault."""
     defs = read_saved_model(directory).signatures
     found = plan(
         rows,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 from typing import Literal
 
 from capture.errors import UserError
@@ -23,7 +24,7 @@ from replay.refreshing.place import Place, Version
 from replay.refreshing.present import FAMILY, read_standing
 from replay.services import refuse_other_services
 from replay.tf_protos import TensorFlowMissing
-from replay.trial import run_trial
+from replay.trial import RECORD_SECONDS, run_trial
 
 #: When a staged version is let out without a file, because nothing that was captured runs on it.
 PromoteCold = Literal["first", "always", "never"]
@@ -76,17 +77,19 @@ class Job:
     staging: bool = False
     ages: Ages | None = None
     tried: dict[str, tuple[str, Outcome]] = field(default_factory=dict)
+    #: Seconds.
+    record_timeout: float = RECORD_SECONDS
 
 
 def run_job(
-    job: Job, source: Store, *, trial: Runner = run_trial, now: Callable[[], float] = time.time
+    job: Job, source: Store, *, trial: Runner | None = None, now: Callable[[], float] = time.time
 ) -> list[Outcome]:
     """Every version, lowest first. Raises UserError where none can be done: no version, a model that the store does not
     know, no TensorFlow."""
     with held(job.locks) as in_the_way:
         if in_the_way:
             return [Outcome(job.model, "", What.BUSY, f"{in_the_way} works on it: nothing was done", at=now())]
-        return _Pass(job, source, trial, now).run()
+        return _Pass(job, source, trial or partial(run_trial, record_seconds=job.record_timeout), now).run()
 
 
 class _Pass:
@@ -96,21 +99,24 @@ class _Pass:
         self._trial = trial
         self._now = now
         self._ages: Mapping[str, float] = {}
+        #: What the store has of the model: read once, so that all versions are judged by the same.
+        self._rows = source.signatures(job.model)
+        self._wrote = False
 
     def run(self) -> list[Outcome]:
         job = self._job
         served, staged = job.place.served(), job.place.staged()
         if not served and not job.staging:
             raise UserError(f"{job.place.name}: no version directory in it (a directory whose name is a number)")
-        if not (self._known() or job.staging):
+        if not (self._known or job.staging):
             refuse_other_services(self._source, job.model)
             raise UserError(f"{self._unknown()}; say --model")
         if job.ages is not None and job.wanted.retire_after:
-            rows = self._source.signatures(job.model)
-            self._ages = job.ages.update(rows, self._now() - job.wanted.retire_after)
+            self._ages = job.ages.update(self._rows, self._now() - job.wanted.retire_after)
         names = {one.name for one in served}
         found = []
         for version in sorted([*served, *staged], key=lambda one: (int(one.name), one.staged)):
+            self._wrote = False
             try:
                 found.append(self._one(version, names))
             except TensorFlowMissing:
@@ -129,12 +135,12 @@ class _Pass:
         if not version.staged and version.warmed and not self._job.in_place:
             return self._outcome(version, What.PASSED, "has a warm-up file already")
         files = self._job.place.read(version)
-        if files.warmup is None and not self._known():
+        if files.warmup is None and not self._known:
             return self._cold(version, None, served)
         standing = read_standing(f"version {version.name}", *files)
         with self._job.place.model(version) as directory:
             found = draft(
-                self._source,
+                self._rows,
                 self._job.model,
                 version.name,
                 directory,
@@ -176,16 +182,14 @@ class _Pass:
             return self._outcome(version, What.PROMOTED, text, made)
         return self._outcome(version, What.PUBLISHED, text, made)
 
-    def _known(self) -> list[str]:
-        """The model, where anything of it is in the store."""
-        return [name for name in self._captured() if name == self._job.model]
-
-    def _captured(self) -> list[str]:
-        owners = {row.key.owner for row in self._source.signatures()}
-        return sorted({owner.model for owner in owners if owner.family == FAMILY})
+    @property
+    def _known(self) -> bool:
+        """Whether anything of the model was captured."""
+        return any(row.key.owner.family == FAMILY for row in self._rows)
 
     def _unknown(self) -> str:
-        have = ", ".join(self._captured()) or "none"
+        owners = {row.key.owner for row in self._source.signatures()}
+        have = ", ".join(sorted({owner.model for owner in owners if owner.family == FAMILY})) or "none"
         return f"nothing captured of model {self._job.model}; the store has of TF Serving: {have}"
 
     def _may_be_cold(self, version: Version, served: set[str]) -> bool:
@@ -208,6 +212,7 @@ class _Pass:
         why = f"{len(made.added)} added, {len(made.removed)} removed"
         self._note("publishing", version, why, made)
         self._job.place.write(version, made.file, made.described)
+        self._wrote = True
         self._note("published", version, why, made)
 
     def _promote(self, version: Version, made: Made | None, why: str) -> None:
@@ -222,7 +227,8 @@ class _Pass:
     def _failed(self, version: Version, error: UserError | OSError) -> Outcome:
         text = str(error)
         if isinstance(error, OSError):
-            text = f"{error.filename or self._job.place.name}: {error.strerror}; no warm-up file was written"
+            what = "its warm-up file is written" if self._wrote else "no warm-up file was written"
+            text = f"{error.filename or self._job.place.name}: {error.strerror}; {what}"
         try:
             self._note("failed", version, text, None, news=True)
         except OSError as second:

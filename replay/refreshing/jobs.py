@@ -49,6 +49,7 @@ def _job_of(model: Model, settings: Settings) -> Job:
         model.promote_cold,
         bool(model.staging),
         Ages(state),
+        record_timeout=model.record_timeout,
     )
 
 

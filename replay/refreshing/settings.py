@@ -17,6 +17,7 @@ from capture.settings_table import cells, sections
 from replay.publishing.addresses import is_url, parse
 from replay.refreshing.job import PromoteCold
 from replay.refreshing.local import SAVED_MODEL
+from replay.trial import RECORD_SECONDS
 
 Seconds = Annotated[float, Meta(ge=0, le=LONGEST_SECONDS)]
 Text = Annotated[str, Meta(min_length=1)]
@@ -70,6 +71,10 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Seconds,
         Meta(description="seconds after which a signature that nobody sends leaves the files; 0 is never"),
     ] = 0.0
+    record_timeout: Annotated[
+        float,
+        Meta(gt=0, le=LONGEST_SECONDS, description="seconds after which a record that is run is left out as hanging"),
+    ] = RECORD_SECONDS
     unverified: Annotated[
         bool,
         Meta(

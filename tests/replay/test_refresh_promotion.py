@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -152,6 +153,35 @@ def test_a_trainers_own_file_goes_out_with_it(base: Path, staging: Path, fill: C
     (version / WARMUP_PATH).write_bytes(theirs)
     assert [one[1] for one in passed(job(base, staging=staging), store)] == [What.PASSED, What.PROMOTED]
     assert (base / "8" / WARMUP_PATH).read_bytes() == theirs
+
+
+def test_several_versions_at_once_and_a_canary(base: Path, staging: Path, tmp_path: Path) -> None:
+    """5 and 6 are served, each to clients of its own; 7 was called as a canary before it is let out here. What each was
+    asked for goes into every file, the version's own requests first."""
+    batch = Batch("run")
+    for version, outputs in (("5", "ab"), ("6", "c"), ("7", "a")):
+        for name in outputs:
+            add(batch, signature((name,)), version=version, body=body(f"of{version}", name))
+    store = filled(tmp_path / "store", batch)
+    for version in ("5", "6"):
+        saved_model(base / version, {name: f"{name}:0" for name in "abc"})
+    saved_model(staging / "7", {name: f"{name}:0" for name in "abc"})
+    said = passed(job(base, staging=staging), store)
+    assert [one[:2] for one in said] == [("5", What.PUBLISHED), ("6", What.PUBLISHED), ("7", What.PROMOTED)]
+
+    def origins(version: str) -> list[bytes]:
+        data = (base / version / WARMUP_PATH).read_bytes()
+        return sorted(record[place : place + 3] for record in read_records(data) if (place := record.find(b"of")) > 0)
+
+    assert origins("5") == [b"of5", b"of5", b"of6"]
+    assert origins("6") == [b"of5", b"of5", b"of6"]
+    assert origins("7") == [b"of5", b"of6", b"of7"]
+    # The old one goes; what it was asked for is carried on.
+    shutil.rmtree(base / "5")
+    saved_model(staging / "8", {name: f"{name}:0" for name in "abc"})
+    assert passed(job(base, staging=staging), store)[-1][:2] == ("8", What.PROMOTED)
+    assert len(origins("8")) == 3
+    store.close()
 
 
 def test_wrong_places_are_one_line(base: Path, tmp_path: Path, fill: Callable[..., Store]) -> None:

@@ -17,6 +17,7 @@ from capture.export.scrub_rules import read_rules
 from capture.export.tfrecord import WARMUP_PATH, frame, prediction_log, read_records
 from capture.schema import messages
 from capture.store.base import Batch, Store
+from replay.refreshing.ages import Ages
 from replay.refreshing.draft import Wanted
 from replay.refreshing.history import MAX_EVENTS, SLACK, Event, History
 from replay.refreshing.job import What, run_job
@@ -147,6 +148,29 @@ def test_age_is_what_shrinks_a_set(version: Path, fill: Callable[[Batch], Store]
     assert {outputs_of(record) for record in records(version)} == {("f",), ("b",), ("c",)}
     refreshed(store, version, in_place=True, wanted=wanted, now=NOW + 1000 * DAY)
     assert records(version) == hand
+
+
+def test_age_is_remembered_for_longer_than_the_store_does(
+    version: Path, fill: Callable[[Batch], Store], tmp_path: Path
+) -> None:
+    store = fill(captured(("a",), ("b",)))
+
+    def at(day: float) -> int:
+        wanted = Wanted(retire_after=10 * DAY)
+        done = refreshed(store, version, in_place=True, wanted=wanted, now=NOW + day * DAY, ages=Ages(tmp_path))
+        return done.records
+
+    assert at(0.1) == 2
+    store.apply(captured(("a",), at=NOW + 9 * DAY))
+    assert at(9) == 2
+    # The store forgets both; the file was written on the first day, and never again since.
+    store.apply(Batch("run", forget_before=NOW + 30 * DAY))
+    store.apply(captured(("c",), at=NOW + 30 * DAY))
+    assert at(9.5) == 3
+    assert at(11) == 2
+    assert at(18) == 2
+    assert at(20) == 1
+    assert Ages(tmp_path).known().keys() == {signature(("c",)).digest}
 
 
 def test_a_record_made_by_hand_that_does_not_run_is_left_out_and_replaced(

@@ -19,18 +19,20 @@ from tests.support.processes import ROOT
 pytestmark = pytest.mark.server
 
 #: Answers by the body: ``die`` ends the process, ``last`` does so after its answer, ``bad`` is an error, ``junk`` cuts
-#: the line off, ``hang`` signals the parent and waits for ever.
+#: the line off, ``hang`` signals the parent and waits for ever, ``stuck`` only waits.
 _CHILD = """
 import json, os, signal, sys
 out, read = sys.stdout, sys.stdin.buffer
 folder = sys.argv[2]
 if folder.endswith("crash"): os._exit(3)
+if folder.endswith("stuck"): signal.pause()
 if folder.endswith("broken"): print(json.dumps({"error": "no saved_model.pb"}), flush=True); sys.exit()
 print(json.dumps({"level": "executor", "tensorflow": "2.21"}), flush=True)
 while len(size := read.read(4)) == 4:
     method, _, body = read.read(int.from_bytes(size, "big")).partition(b"\\0")
     assert method == b"Predict"
     if body == b"die": os.kill(os.getpid(), 6)
+    if body == b"stuck": signal.pause()
     if body == b"hang":
         open(sys.argv[0] + ".pid", "w").write(str(os.getpid())); os.kill(os.getppid(), signal.SIGUSR1); signal.pause()
     if body == b"junk": out.write('{"err'); out.flush(); os._exit(0)
@@ -99,6 +101,14 @@ def test_too_many_crashes_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(trial, "MAX_CRASHES", 2)
     with pytest.raises(TrialError, match=r"TensorFlow crashed on 3 records; nothing was published$"):
         run_trial(tmp_path, "tfserving", requests(*[b"die"] * 5))
+
+
+def test_a_record_or_a_load_that_hangs_is_stopped(tmp_path: Path) -> None:
+    done = run_trial(tmp_path, "tfserving", requests(b"stuck", b"stuck"), record_seconds=0.1)
+    said = "did not end within 0.1 s, and TensorFlow was stopped"
+    assert [one.error for one in done.results] == [said, said]
+    with pytest.raises(TrialError, match=f"stuck: {said}; nothing was published$"):
+        run_trial(tmp_path / "stuck", "tfserving", requests(b"a"), load_seconds=0.1)
 
 
 def test_an_end_from_outside_does_not_wait_for_the_child(tmp_path: Path) -> None:
