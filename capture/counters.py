@@ -145,6 +145,10 @@ LOSSES: Final = (
 )
 NAMES: Final = tuple(row.name for row in TABLE)
 SLOT: Final = {name: number for number, name in enumerate(NAMES)}
+_RELAYED_CLIENT, _RELAYED_SERVER = SLOT["client_bytes"], SLOT["server_bytes"]
+_READ_CLIENT, _READ_SERVER = SLOT["tap_client_bytes"], SLOT["tap_server_bytes"]
+_QUEUED_FRAMES = SLOT["tap_queued_frames"]
+_LOST_CLIENT, _LOST_SERVER = SLOT["tap_lost_client_bytes"], SLOT["tap_lost_server_bytes"]
 
 
 _COUNTS: Final = tuple(row.kind == "count" for row in TABLE)
@@ -184,6 +188,19 @@ class Counters:
     def put(self, name: str, value: int) -> None:
         """Overwrite a gauge that this process owns."""
         self.slots[SLOT[name]] = value
+
+    def tapped(self) -> tuple[int, int]:
+        """(bytes that the worker has read, bytes that were relayed and neither read nor lost)."""
+        slots = self.slots
+        read = slots[_READ_CLIENT] + slots[_READ_SERVER]
+        lost = slots[_LOST_CLIENT] + slots[_LOST_SERVER]
+        return read, slots[_RELAYED_CLIENT] + slots[_RELAYED_SERVER] - read - lost
+
+    def tap_fill(self, most_bytes: int, most_frames: int) -> float:
+        """The share of the tap's buffer that is in use, by what relay and worker have counted."""
+        of_bytes = self.tapped()[1] / most_bytes if most_bytes else 0.0
+        of_frames = self.slots[_QUEUED_FRAMES] / most_frames if most_frames else 0.0
+        return max(of_bytes, of_frames)
 
     def settle(self) -> None:
         """Of all pairs, whose processes have ended: what was relayed and neither read nor counted as lost was sent to a

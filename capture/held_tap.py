@@ -27,7 +27,6 @@ SO_PEEK_OFF: Final = 42
 PIECE_BYTES: Final = 1 << 20
 TAKE_BYTES: Final = 256 << 10
 
-_DATA: Final = (CLIENT, SERVER)
 _READ: Final = tuple(SLOT[name] for name in ("tap_frames", "tap_client_bytes", "tap_server_bytes"))
 
 
@@ -120,17 +119,24 @@ class HeldTap:
         read = self._read = [0, 0, 0]
         if place.left:
             at = self._part(frames, at, end)
-        while end - at >= HEADER.size:
-            kind, size, flow, offset = HEADER.unpack_from(self._buffer, at)
-            check_frame(kind, size, place.greeted)
-            body = at + HEADER.size
-            if kind in _DATA:
+        buffer, header, unpack = self._buffer, HEADER.size, HEADER.unpack_from
+        while end - at >= header:
+            kind, size, flow, offset = unpack(buffer, at)
+            body = at + header
+            if CLIENT <= kind <= SERVER:
+                if size > MAX_PAYLOAD or not place.greeted:
+                    check_frame(kind, size, place.greeted)
                 if body + size > end:
                     place.kind, place.flow, place.offset, place.left = kind, flow, offset, size
                     at = self._part(frames, body, end)
                     break
                 read[kind - CLIENT + 1] += size
-            elif body + size > end:
+                frames.append((kind, flow, offset, bytes(view[body : body + size])))
+                read[0] += 1
+                at = body + size
+                continue
+            check_frame(kind, size, place.greeted)
+            if body + size > end:
                 break
             payload = bytes(view[body : body + size])
             if kind == HELLO:

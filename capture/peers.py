@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 from typing import Final
 
 #: Characters of a client's name.
@@ -19,6 +20,7 @@ def network(peer: str) -> str:
     return str(ipaddress.ip_network((address, 24 if address.version == 4 else 64), strict=False))
 
 
+@lru_cache(maxsize=1024)
 def client(sender: str) -> str:
     """The program that a sender ("USER-AGENT NETWORK") is, without its version: machines and releases of one program
     are not independent of each other. "-" where it does not say."""

@@ -53,6 +53,8 @@ MAX_MODEL_CHARS: Final = 200
 #: and names of models, and the store keeps each.
 MAX_REASONS: Final = 1000
 
+_SIDES: Final = {tap.CLIENT: ev.Side.CLIENT, tap.SERVER: ev.Side.SERVER}
+
 
 class Pipeline:
     """Reads all flows of one worker. ``batch`` is what has changed since :meth:`take`; ``urgent`` says that it holds a
@@ -126,12 +128,9 @@ class Pipeline:
         touched = self._saver.touched
         for kind, number, _, payload in frames:
             touched.add(number)
-            if kind == tap.CLIENT or kind == tap.SERVER:
-                flow = flows.get(number)
-                if flow is not None:
-                    if kind == tap.CLIENT:
-                        self._client_bytes += len(payload)
-                    side = ev.Side.CLIENT if kind == tap.CLIENT else ev.Side.SERVER
+            if (side := _SIDES.get(kind)) is not None:
+                if (flow := flows.get(number)) is not None:
+                    self._client_bytes += 0 if side else len(payload)
                     self._events(flow, flow.observer.feed(side, payload))
             elif kind == tap.TIME:
                 monotonic, wall = tap.TIME_PAYLOAD.unpack(payload)
@@ -225,8 +224,10 @@ class Pipeline:
 
     def _events(self, flow: Flow, events: list[ev.Event]) -> None:
         if events:
-            flow.tracker.feed(events)
-            self._drain(flow)
+            tracker = flow.tracker
+            tracker.feed(events)
+            if tracker.finished or tracker.notices:
+                self._drain(flow)
 
     def _drain(self, flow: Flow) -> None:
         tracker = flow.tracker
@@ -376,10 +377,11 @@ class Pipeline:
             count_sender(delta.senders, delta.blocks, exchange.sender, now, calls)
         if body is not None and (decision.sample or decision.hold is not None):
             sample = Sample(body, kept.wire_body, kept.headers, kept.path, shapes, outcome, self.now)
-            self.urgent = True
             if decision.sample:
+                self.urgent = True
                 batch.samples[key] = sample
             elif decision.hold is not None:
+                self.urgent = self.urgent or decision.hold[1]  # what was drawn can wait: a transaction for each is dear
                 batch.held_out[held_id] = (key, HeldOut(held_id, sample, *decision.hold))
         for gone in decision.evicted:
             batch.samples.pop(gone, None)

@@ -175,11 +175,11 @@ class Call(msgspec.Struct):
     tensors: tuple[TensorSpec, ...]
     version: str = ""
     version_label: str = ""
+    #: All inputs with dtype and shape on one line, in the order of their names.
+    shapes: str = ""
 
-    @property
-    def shapes(self) -> str:
-        """All inputs with dtype and shape on one line, in the order of their names."""
-        return _shapes(self.tensors)
+    def __post_init__(self) -> None:
+        self.shapes = _shapes(self.tensors)
 
 
 _SHAPES: Final[Memo[tuple[TensorSpec, ...], str]] = Memo(MEMO_BYTES)

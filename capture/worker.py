@@ -27,7 +27,7 @@ from capture.admission import Admission
 from capture.admission_told import drop_requests, learn
 from capture.attribution import settle
 from capture.config import WORKER_CLOSE_SECONDS, WorkerConfig
-from capture.counters import SLOT, Counters
+from capture.counters import Counters
 from capture.dialects.table import BY_NAME
 from capture.errors import UserError
 from capture.export.scrub_rules import Rules
@@ -48,8 +48,10 @@ from capture.worker_memory import (
     offer_to_the_oom_killer,
     one_arena,
     resident_bytes,
+    seldom_collect,
     trim,
 )
+from capture.worker_rest import Rest
 
 log = logging.getLogger("worker")
 
@@ -145,7 +147,7 @@ class Worker:
         read still. The exit code: 0, or 1 when the tap could not be read or the store not be written. Raises StoreGone:
         a new process makes a new store, and knows nothing that is not in it."""
         tap = self._socket.fileno()
-        poll = select.poll()
+        poll, rest = select.poll(), Rest(tap, stop)
         for fd in (tap, *stop):
             poll.register(fd, select.POLLIN)
         status = DONE
@@ -179,6 +181,10 @@ class Worker:
             if stop_at and (tap not in ready or time.monotonic() > stop_at):
                 break
             self._tick(caught_up=tap not in ready)
+            if tap in ready and not stop_at and rest.due(*self._counters.tapped(), time.monotonic()):
+                if not rest.anything():
+                    self._lag = self._pipeline.shed = 0.0
+                rest.take()
         if ended or self._held is None:
             # Otherwise the next worker reads on, and judges what is open now as lost.
             self._pipeline.close()
@@ -196,7 +202,8 @@ class Worker:
     def _pace(self, now: float) -> None:
         self._lag = max(0.0, now - (self._pipeline.monotonic or now))
         most = self._config.shed_lag
-        self._pipeline.shed = shed_share(self._start.counted(self._lag, most, now), most, self._tap_fill())
+        fill = self._counters.tap_fill(self._config.tap_bytes, self._config.tap_frames)
+        self._pipeline.shed = shed_share(self._start.counted(self._lag, most, now), most, fill)
 
     def _close(self, status: int) -> int:
         self._flush()
@@ -227,7 +234,9 @@ class Worker:
         self._look_at_board()
         while self._writer.told:
             self._hear(self._writer.told.popleft())
-        payload = self._pipeline.batch.payload_bytes if self._pipeline.urgent else 0
+        # Nothing is looked through for each piece unless there is a new signature, or the store is slow.
+        look = self._pipeline.urgent or not self._writer.idle.is_set()
+        payload = self._pipeline.batch.payload_bytes if look else 0
         if self._dirty and self._due.due(now, self._pipeline.urgent, payload):
             if self._writer.idle.is_set():
                 self._flush()
@@ -248,14 +257,6 @@ class Worker:
             self._dirty = self._dirty or attribution.waits
         if attribution.asks_changed:
             self._board.ask(attribution.asks())
-
-    def _tap_fill(self) -> float:
-        """The share of the tap's buffer that is in use, by what relay and worker have counted."""
-        slots, config = self._counters.slots, self._config
-        behind = sum(slots[slot] for slot in _RELAYED) - sum(slots[slot] for slot in _ACCOUNTED)
-        of_bytes = behind / config.tap_bytes if config.tap_bytes else 0.0
-        of_frames = slots[_QUEUED_FRAMES] / config.tap_frames if config.tap_frames else 0.0
-        return max(of_bytes, of_frames)
 
     def _gauge(self) -> None:
         put, config = self._counters.put, self._config
@@ -288,11 +289,6 @@ class Worker:
             self._pipeline.batch.forget_before = now - self._config.retention
             self._admission.forget(now - self._config.retention)
         self._dirty = True
-
-
-_RELAYED: Final = (SLOT["client_bytes"], SLOT["server_bytes"])
-_ACCOUNTED: Final = tuple(SLOT[f"tap_{lost}{side}_bytes"] for lost in ("", "lost_") for side in ("client", "server"))
-_QUEUED_FRAMES: Final = SLOT["tap_queued_frames"]
 
 
 class Handed(NamedTuple):
@@ -343,7 +339,9 @@ def work(handed: Handed, *, store: str = "", memory_bytes: int = 0, stop: Sequen
         try:
             opened = open_store(config.store, create=True, allow_shared=config.allow_shared_store)
             scrub = capture_rules(config, opened)
-            return Worker(config, tap_socket, counters, opened, state, board, scrub).run(stop)
+            worker = Worker(config, tap_socket, counters, opened, state, board, scrub)
+            seldom_collect()
+            return worker.run(stop)
         except StateError as error:
             say(logging.ERROR, "cannot read on where the worker before was", error=error)
             return UNUSABLE

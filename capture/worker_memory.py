@@ -7,6 +7,7 @@ every process of the container, the relay with it (Kubernetes 1.28 and later set
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 import resource
@@ -19,6 +20,9 @@ log = logging.getLogger("worker")
 OOM_SCORE: Final = 1000
 #: Parameter of mallopt (malloc.h of glibc).
 _M_ARENA_MAX: Final = -8
+#: Allocations between two looks for cycles; and how many of the young and of the older ones between two of the next.
+#: What is built for a request has none.
+_GC_THRESHOLDS: Final = (20_000, 20, 50)
 _PAGE: Final = os.sysconf("SC_PAGESIZE")
 
 
@@ -34,6 +38,12 @@ def one_arena() -> None:
     except (OSError, AttributeError):
         return
     mallopt(_M_ARENA_MAX, 1)
+
+
+def seldom_collect() -> None:
+    """Look for cycles seldom, and never among what is there by now: modules and what they hold."""
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
 
 
 def trim() -> None:

@@ -59,7 +59,10 @@ class FlowObserver:
         if isinstance(chosen, Http2Observer):
             return SavedFlow(self.protocol, http2=chosen.save(whole))
         if isinstance(chosen, Http1Observer):
-            saved = SavedFlow(self.protocol, http1=chosen.save())
+            http1 = chosen.save()
+            if self._saved is not None and self._saved.http1 is http1 and not whole:
+                return None
+            saved = SavedFlow(self.protocol, http1=http1)
         elif self._dead or self._rivals or len(self._early) > MAX_SAVED_EARLY_BYTES:
             saved = SavedFlow("", dead=self._dead, joined=not self._dead)
         else:

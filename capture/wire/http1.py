@@ -7,6 +7,7 @@ readers could frame differently makes the flow opaque (``Undecodable``). After a
 from __future__ import annotations
 
 from collections import deque
+from itertools import product
 
 from capture.wire.events import (
     Aborted,
@@ -47,6 +48,8 @@ from capture.wire.saved import SavedHttp1
 # Requests whose response has not ended. Real pipelining is a few deep; each costs some 200 bytes here.
 MAX_PIPELINED = 1000
 _EXCHANGE_BYTES = 250
+#: All that there can be: after each piece of the tap every flow that it touched is saved.
+_SAVED = {flags: SavedHttp1(*flags) for flags in product((False, True), repeat=3)}
 
 
 class Http1Observer(FramingLayer):
@@ -77,13 +80,13 @@ class Http1Observer(FramingLayer):
 
     def save(self) -> SavedHttp1:
         """What another process needs to read on."""
-        ways = (self._client, self._server)
         between = (
             self._resume is None
             and not self._awaiting
-            and not any(way.closed or way.buf or way.exchange or way.state != STATE_HEAD for way in ways)
+            and self._client.between_messages
+            and self._server.between_messages
         )
-        return SavedHttp1(self._dead, between, self._pipelined)
+        return _SAVED[self._dead, between, self._pipelined]
 
     @classmethod
     def resumed(cls, memo: HeadMemo | None, saved: SavedHttp1) -> Http1Observer:

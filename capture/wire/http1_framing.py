@@ -63,6 +63,11 @@ class Direction:
         self.exchange: Exchange | None = None
         self.closed = False
 
+    @property
+    def between_messages(self) -> bool:
+        """Whether a head may begin with the next byte."""
+        return self.state == STATE_HEAD and self.exchange is None and not self.buf and not self.closed
+
 
 class FramingLayer(ABC):
     """Reads one direction. A subclass fills in what heads and ends mean."""

@@ -37,7 +37,7 @@ def hits(path: Path) -> dict[str, int]:
 
 
 def test_everything_is_stored_when_the_tap_ends(path: Path) -> None:
-    worker = Worker(path)
+    worker = Worker(path, shed_lag=0.0)
     worker.greet()
     grpc, http = GrpcFlow(1), Flow(2, listener=1)
     for number in range(20):
@@ -157,7 +157,7 @@ def test_a_tap_of_another_version_is_exit_1_and_keeps_the_store(path: Path) -> N
 
 
 def test_a_store_that_is_locked_for_a_while_loses_nothing(path: Path) -> None:
-    worker = Worker(path)
+    worker = Worker(path, shed_lag=0.0)
     worker.greet()
     worker.wait_for("store_writes", 1)
     other = sqlite3.connect(path, isolation_level=None)

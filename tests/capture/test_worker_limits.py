@@ -156,7 +156,7 @@ def test_a_worker_elsewhere_has_no_limit_of_its_own() -> None:
 @pytest.mark.parametrize("where", [READ, APPLY])
 def test_an_allocation_without_bound_ends_it_cleanly(tmp_path: Path, where: str) -> None:
     path = tmp_path / "s"
-    worker = Worker(path, memory_bytes=300 << 20, program=patched(GROW, where))
+    worker = Worker(path, memory_bytes=300 << 20, shed_lag=0.0, program=patched(GROW, where))
     worker.greet()
     sent = post_until_it_ends(worker)
     code, text = worker.end()
@@ -175,7 +175,7 @@ def test_an_allocation_without_bound_ends_it_cleanly(tmp_path: Path, where: str)
 def test_near_its_limit_it_writes_what_it_has_and_ends(tmp_path: Path) -> None:
     path = tmp_path / "s"
     limit = 300 << 20
-    worker = Worker(path, memory_bytes=limit, program=patched(GROW_SOME))
+    worker = Worker(path, memory_bytes=limit, shed_lag=0.0, program=patched(GROW_SOME))
     worker.greet()
     post_until_it_ends(worker, 4 << 20)
     code, text = worker.end()
