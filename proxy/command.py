@@ -50,7 +50,11 @@ def proxy(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Settings file (YAML); stands alone.")] = None,
     store: Annotated[
-        str | None, typer.Option(help=f"SQLite store of what is captured. Default: {DEFAULT_STORE} in this directory.")
+        str | None,
+        typer.Option(
+            help=f"Where what is captured goes: a path, or a URL such as redis://HOST. Default: {DEFAULT_STORE} here.",
+            metavar="STORE",
+        ),
     ] = None,
     allow_shared_store: Annotated[
         bool, typer.Option("--allow-shared-store", help="Use a store that others than its owner may read or write.")

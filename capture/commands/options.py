@@ -14,7 +14,9 @@ DEFAULT_STORE = "warmtap.sqlite"
 #: Where a sidecar serves health, metrics and API unless told otherwise.
 DEFAULT_ADMIN = "127.0.0.1:8590"
 
-StoreOption = Annotated[str, typer.Option("--store", help="The store: a path.", metavar="PATH")]
+StoreOption = Annotated[
+    str, typer.Option("--store", help="The store: a path, or a URL such as redis://HOST.", metavar="STORE")
+]
 SharedOption = Annotated[
     bool,
     typer.Option("--allow-shared-store", help="Use a store that others than its owner may read or write."),

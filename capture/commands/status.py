@@ -30,7 +30,7 @@ def status(
         Path | None, typer.Option("--token-file", help="File with the token, where the sidecar asks for one.")
     ] = None,
     store: Annotated[
-        str | None, typer.Option("--store", help="Judge by this store alone; no sidecar is asked.", metavar="PATH")
+        str | None, typer.Option("--store", help="Judge by this store alone; no sidecar is asked.", metavar="STORE")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:

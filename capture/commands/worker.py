@@ -50,7 +50,7 @@ def worker(
         str, typer.Option("--connect", help="The sidecar's capture.worker_socket.", metavar="unix:/PATH")
     ],
     store: Annotated[
-        str, typer.Option("--store", help="The store, in place of the one in the sidecar's settings.", metavar="PATH")
+        str, typer.Option("--store", help="The store, in place of the one in the sidecar's settings.", metavar="STORE")
     ] = "",
     memory_bytes: Annotated[
         int,

@@ -11,7 +11,8 @@ from contextlib import closing
 
 import pytest
 
-from capture.store.base import HOUR, Batch, Bounds, Store, StoreError, open_store
+from capture.admission_moves import move
+from capture.store.base import HOUR, Batch, Bounds, Move, Store, StoreError, open_store
 from capture.store.redis_parts import RUN_SECONDS
 from capture.store.redis_store import RedisStore
 from tests.support.fleet import Sidecar, bounds, hits
@@ -331,6 +332,57 @@ def test_forgetting_is_done_by_one_of_them(make: Make) -> None:
         f"{prefix}:{{fleet}}", f"{prefix}:{{fleet}}:seen", f"{prefix}:{{fleet}}:runs"
     }  # fmt: skip
     assert all(a.store._link.client.ttl(key) > 0 for key in left if ":done:" in key)
+
+
+@pytest.mark.parametrize("cut", ["", "apply", "take"])
+def test_calls_move_to_their_version_with_their_requests_once(
+    make: Make, monkeypatch: pytest.MonkeyPatch, cut: str
+) -> None:
+    """Two scripts on two slots; the connection is cut after one of them ran."""
+    a, b = make("a"), make("b")
+    for sidecar in (a, b):
+        for turn in range(4):
+            sidecar.call(ONE, version="unknown", body=b"%s %d" % (sidecar.name.encode(), turn))
+    source, target = key_of(ONE, "unknown"), key_of(ONE, "7")
+    delta = a.batch.seen[source]
+    held = [name for name, _ in a.batch.held_out.items()]
+    a.flush()
+    b.flush()
+    moved = move(a.admission, source, target, delta, sampled_at=a.now, held=held)
+    assert moved.decision.admitted
+    assert moved.sample
+    a.batch.moves.append(Move(source, target, delta, moved.sample, moved.held))
+    assert isinstance(a.store, RedisStore)
+    link = a.store._link
+    sent, lost = link.run, [cut]
+
+    def lose(name: str, key: str, message: object, *blobs: bytes) -> object:
+        answer = sent(name, key, message, *blobs)
+        if name in lost:
+            lost.clear()
+            link.close()
+            raise ConnectionResetError(104, "Connection reset by peer")
+        return answer
+
+    monkeypatch.setattr(link, "run", lose)
+    batch, a.batch = a.batch, Batch("a")
+    batch.bounds, batch.updated_at = a.bounds, a.now
+    if cut:
+        with pytest.raises(StoreError):
+            a.store.apply(batch)
+    a.store.apply(batch)
+    rows = {row.key: row for row in a.store.signatures()}
+    assert {key.owner.version: row.hits for key, row in rows.items()} == {"unknown": 4, "7": 4}
+    assert {key.owner.version: row.senders for key, row in rows.items()} == {"unknown": {"b -": 4}, "7": {"a -": 4}}
+    assert {(block.key.owner.version, block.client, block.calls) for block in a.store.blocks()} == {
+        ("unknown", "b", 4), ("7", "a", 4)
+    }  # fmt: skip
+    sample = a.store.sample(target)
+    assert sample is not None
+    assert sample.body.startswith(b"a")
+    where = {row.id: row.key.owner.version for row in a.store.held_out_index()}
+    assert {where[name] for name in held} == {"7"}
+    assert {version for name, version in where.items() if name.startswith("b-")} == {"unknown"}
 
 
 def test_a_server_that_lost_everything_gets_it_again(make: Make) -> None:
