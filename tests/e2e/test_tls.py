@@ -20,11 +20,13 @@ import pytest
 from capture.store.base import open_store
 from tests.demo.traffic import RANK_INPUTS
 from tests.e2e.conftest import MODEL, tf_client
+from tests.e2e.test_worker_faults import JsChannel
 from tests.support.certificates import Authority
 from tests.support.net_http import echo_server
 from tests.support.net_sidecar import Sidecar
 from tests.support.net_tls import client_context
 from tests.support.tf_host import HostProcess
+from tests.support.tf_requests import predict_request, ranking_inputs
 from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.server
@@ -51,7 +53,7 @@ def sidecar(directory: Path, name: str, upstream: str, **listener: Any) -> Itera
 
 
 def test_grpc_through_two_sidecars_is_read_by_both(tmp_path: Path, ranking_host: HostProcess) -> None:
-    """grpcio insists on h2 by ALPN, at both hops; each sidecar sees the plaintext of what it relays."""
+    """grpcio and grpc-js insist on h2 by ALPN, at both hops; each sidecar sees the plaintext of what it relays."""
     authority = Authority(tmp_path)
     near, far = ({"certificate": one.certificate, "key": one.key} for one in map(authority.issue, ("near", "far")))
     plan = [call([], 1), call(["score"], 2), call(["top_ids"], 3)]
@@ -67,14 +69,19 @@ def test_grpc_through_two_sidecars_is_read_by_both(tmp_path: Path, ranking_host:
         for options in ((), ("--reconnect",)):
             done = json.loads(tf_client(f"localhost:{port}", plan, "--tls", authority.ca, *options))
             assert done == {"sent": 3, "ok": 3, "errors": []}
+        # Another stack: Node's TLS, and header blocks of its own kind.
+        with JsChannel(f"localhost:{port}", authority.ca) as channel:
+            for output in ("score", "top_ids", "score"):
+                call_of_js = predict_request(ranking_inputs(), outputs=[output])
+                assert channel.send(call_of_js.SerializeToString()) == 0
         for one in counters:
-            until(lambda one=one: one.snapshot()["requests_proven"] == 6)  # type: ignore[misc]
+            until(lambda one=one: one.snapshot()["requests_proven"] == 9)  # type: ignore[misc]
             assert one.snapshot()["flows_closed_tls_failed"] == 0
     for name in ("near", "far"):
         with contextlib.closing(open_store(str(tmp_path / f"{name}.sqlite"))) as store:
             assert sorted((str(row.signature), row.proven) for row in store.signatures(MODEL)) == [
-                (f"Predict ranking/serving_default (category, dense, item_ids, user_id) -> ({outputs})", 2)
-                for outputs in ("*", "score", "top_ids")
+                (f"Predict ranking/serving_default (category, dense, item_ids, user_id) -> ({outputs})", proven)
+                for outputs, proven in (("*", 2), ("score", 4), ("top_ids", 3))
             ]
 
 

@@ -186,12 +186,16 @@ def test_a_channel_that_stays_open_across_kills_is_read_on(edge_host: HostProces
 class JsChannel:
     """A real grpc-js client with one channel, in a process of its own."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, ca: str = "") -> None:
+        """``ca``: over TLS, and this is whom it trusts."""
         node = shutil.which("node")
         if node is None or not (JS / "node_modules").is_dir():
             pytest.skip("node is missing, or `make setup` has not installed tests/clients/js")
         self._process = subprocess.Popen(
-            [node, str(JS / "client.js"), target], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [node, str(JS / "client.js"), target, *filter(None, [ca])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def send(self, body: bytes, path: str = "/tensorflow.serving.PredictionService/Predict") -> int:

@@ -24,7 +24,7 @@ from tests.support import calls
 from tests.support.certificates import Authority
 from tests.support.net_http import echo_server, http_socket
 from tests.support.net_sidecar import Sidecar, wait_gone
-from tests.support.net_tls import client_context
+from tests.support.net_tls import TlsSocket, client_context
 from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.server
@@ -390,7 +390,15 @@ def test_a_mirror_that_speaks_tls(tmp_path: Path) -> None:
         ) as connection:
             connection.request("POST", "/api/predict/s", calls.eas())
             assert connection.getresponse().status == 200
+        connected = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+        with TlsSocket(connected, client_context(authority.ca, "h2"), "127.0.0.1") as sock:
+            client, answers = h2_client(), []
+            request(client, "application/grpc", b"x")
+            while not any(isinstance(event, StreamEnded) for event in answers):
+                if said := client.data_to_send():
+                    sock.sendall(said)
+                answers += client.receive_data(sock.recv(65536))
         counters = sidecar.counters()
-        until(lambda: counters.snapshot()["requests_observed"] == 1, "read")
+        until(lambda: counters.snapshot()["requests_observed"] == 2, "read")
     with stored(tmp_path) as store:
         assert [(row.proven, row.unproven) for row in store.signatures()] == [(0, 1)]

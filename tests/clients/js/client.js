@@ -1,11 +1,14 @@
 // One grpc-js channel that stays open. Each line of standard input is one unary call, "PATH BASE64"; each line of standard
 // output is its status code. The request id is new with each call, so the header table of the connection changes with
-// each as well.
+// each as well. A second argument is the authority to trust, in PEM: the channel then speaks TLS.
 "use strict";
 const grpc = require("@grpc/grpc-js");
+const fs = require("fs");
 const readline = require("readline");
 
-const client = new grpc.Client(process.argv[2], grpc.credentials.createInsecure());
+const [target, ca] = process.argv.slice(2);
+const credentials = ca ? grpc.credentials.createSsl(fs.readFileSync(ca)) : grpc.credentials.createInsecure();
+const client = new grpc.Client(target, credentials);
 const same = (bytes) => bytes;
 let number = 0;
 
