@@ -7,9 +7,20 @@ from typing import Final, Literal
 
 import msgspec
 
+from capture.wire.detect import HTTP2_SERVER
+from capture.wire.http2_layer import HTTP1_ANSWER
+
 Severity = Literal["ok", "note", "wrong"]
 #: A share of connections or requests that counts as "nearly all".
 _NEARLY_ALL: Final = 0.9
+
+
+#: What is behind connections that cannot be read, by the reason that the store has for them.
+_MISUNDERSTANDINGS: Final = {
+    f"flow: {HTTP1_ANSWER}": "clients speak HTTP/2 (gRPC) and the model server answers in HTTP/1: is"
+    " listeners[].upstream its gRPC port? Behind listeners[].tls clients choose HTTP/2 where alpn has h2: give a REST port alpn [http/1.1]",
+    f"flow: {HTTP2_SERVER}": "clients speak HTTP/1 and the model server HTTP/2: is listeners[].upstream its REST port?",
+}
 
 
 class ListenerFacts(msgspec.Struct, frozen=True):
@@ -121,9 +132,14 @@ def _connections(facts: Facts, count: _Count) -> list[Finding]:
             )
         )
     if (odd := count["flows_undecodable"] - tls) > 0:
-        found.append(
-            Finding("wrong" if not count["requests_observed"] else "note", f"{odd} connections carry no readable HTTP")
-        )
+        severity: Severity = "wrong" if not count["requests_observed"] else "note"
+        # The store's reasons are of all runs, the counter is of this one.
+        for reason, times in facts.store.ignored:
+            if odd > 0 and reason in _MISUNDERSTANDINGS:
+                found.append(Finding(severity, f"{min(odd, times)} connections: {_MISUNDERSTANDINGS[reason]}"))
+                odd -= times
+        if odd > 0:
+            found.append(Finding(severity, f"{odd} connections carry no readable HTTP"))
     if failed := count["flows_closed_tls_failed"]:
         found.append(Finding("note", f"{failed} TLS handshakes failed: check certificates and who trusts them"))
     return found

@@ -24,6 +24,11 @@ _TLS_HANDSHAKE = 0x16
 # The reason of ``Undecodable`` then.
 TLS = "tls"
 
+# What an HTTP/2 server says first (RFC 9113 §3.4): a SETTINGS frame, up to its payload.
+_SETTINGS = re.compile(rb"\0..\x04\0\0\0\0\0", re.DOTALL)
+# The reason of ``Undecodable`` where its client speaks HTTP/1.
+HTTP2_SERVER = "http/2 server, http/1 client"
+
 _METHOD = re.compile(rb"(?:\r\n?)?[!#$%&'*+\-.^_`|~0-9A-Za-z]{0," + str(MAX_METHOD_BYTES).encode() + rb"}")
 
 
@@ -135,7 +140,7 @@ class FlowObserver:
         if first[stop : stop + 1] != b" " or first[:1] == b" ":
             return self._refuse(Side.CLIENT, "not http")
         if self._early:  # a response without a request, such as 408 to a connection that was opened and left idle
-            return self._refuse(Side.SERVER, "server spoke first")
+            return self._refuse(Side.SERVER, HTTP2_SERVER if _SETTINGS.match(self._early) else "server spoke first")
         return self._choose("http/1", Http1Observer(self._memo))
 
     def _choose(self, protocol: str, observer: Observer) -> list[Event]:

@@ -52,6 +52,11 @@ _SKIPPED_LENGTH = {PRIORITY: 5, PING: 8, WINDOW_UPDATE: 4}
 _unpack_header = Struct(">HBBBI").unpack_from
 
 
+# An answer in HTTP/1 ("HTTP/..."), read as the length and type of a frame; the reason of ``Undecodable`` then.
+_HTTP1 = (int.from_bytes(b"HTT", "big"), ord("P"))
+HTTP1_ANSWER = "http/1 answer to http/2"
+
+
 class FrameLayer(ABC):
     """Reads both directions. A subclass fills in what frames mean."""
 
@@ -146,7 +151,8 @@ class FrameLayer(ABC):
         """A frame header is complete: checks it and decides what happens to the payload."""
         way.kind, way.flags, way.stream, way.left, way.padding = kind, flags, stream, length, 0
         if length > way.max_frame:
-            self._broken(way, "frame too large", events)
+            http1 = bool(way.side) and (length, kind) == _HTTP1
+            self._broken(way, HTTP1_ANSWER if http1 else "frame too large", events)
             return
         if (way.block_stream or kind == CONTINUATION) and (
             not way.block_stream or kind != CONTINUATION or (way.block_stream > 0 and way.block_stream != stream)

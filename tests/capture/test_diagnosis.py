@@ -39,6 +39,16 @@ def test_reasons_why_a_store_is_empty() -> None:
     )
     assert "are TLS, which is not terminated here" in worst(flows_opened=3, flows_undecodable=3, flows_tls=3)
     assert worst(flows_opened=3, flows_undecodable=3) == "wrong: 3 connections carry no readable HTTP"
+    spoken = StoreFacts(ignored=[("flow: http/1 answer to http/2", 9), ("flow: not http", 1)])
+    assert worst(store=spoken, flows_opened=3, flows_undecodable=3).startswith(
+        "wrong: 3 connections: clients speak HTTP/2 (gRPC) and the model server answers in HTTP/1: is"
+    )
+    spoken = StoreFacts(ignored=[("flow: http/2 server, http/1 client", 2)])
+    facts = Facts(counters={"flows_opened": 3, "flows_undecodable": 3}, store=spoken, workers=["reading"])
+    assert [finding.text.partition(":")[0] for finding in diagnose(facts)] == [
+        "2 connections",
+        "1 connections carry no readable HTTP",
+    ]
     ignored = StoreFacts(ignored=[("HTTP GET, other path", 7)])
     assert worst(store=ignored, flows_opened=3, requests_observed=7, requests_ignored=7).startswith(
         "wrong: all of 7 requests are no model call (mostly: HTTP GET, other path)"
