@@ -18,7 +18,8 @@ _NEARLY_ALL: Final = 0.9
 #: What is behind connections that cannot be read, by the reason that the store has for them.
 _MISUNDERSTANDINGS: Final = {
     f"flow: {HTTP1_ANSWER}": "clients speak HTTP/2 (gRPC) and the model server answers in HTTP/1: is"
-    " listeners[].upstream its gRPC port? Behind listeners[].tls clients choose HTTP/2 where alpn has h2: give a REST port alpn [http/1.1]",
+    " listeners[].upstream its gRPC port? Behind listeners[].tls clients choose HTTP/2 where alpn has h2: give a REST"
+    " port alpn [http/1.1]",
     f"flow: {HTTP2_SERVER}": "clients speak HTTP/1 and the model server HTTP/2: is listeners[].upstream its REST port?",
 }
 
