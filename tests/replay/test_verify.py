@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from capture.commands.export import export
-from capture.dialects import tfserving_calls
+from capture.dialects import tfserving_calls, tfserving_grpc
 from capture.dialects.base import Route
+from capture.dialects.skeletons import Skeletons
 from capture.dialects.table import BY_NAME
 from capture.export import select
 from capture.export.manifest import MANIFEST_SUFFIX
@@ -151,6 +152,8 @@ def test_a_signature_that_is_too_coarse_is_found_out(
 ) -> None:
     """Mutations of the rules: the export keeps one record of two, and verify names what is missing."""
     with monkeypatch.context() as patch:
+        # What this process has read before keeps its signature, and what it reads now is not kept for others.
+        patch.setattr(tfserving_grpc, "_PREDICTS", Skeletons(lambda body: []))
         mutate(patch)
         exported(fill(tmp_path / "mutated", "tfserving", sent, []), warmup, edge)
     assert len(list(read_records(warmup.read_bytes()))) == 1
