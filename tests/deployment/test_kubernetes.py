@@ -98,7 +98,7 @@ def test_it_can_be_changed_from_outside_as_the_instructions_say(tmp_path: Path) 
     [deployment] = [one for one in rendered if one["kind"] == "Deployment"]
     assert deployment["spec"]["replicas"] == 6
     pod = deployment["spec"]["template"]["spec"]
-    assert {one["image"] for one in pod["initContainers"]} == {"registry.example/warmtap-sidecar:0.1.0"}
+    assert {one["image"] for one in pod["initContainers"]} == {"images.example/warmtap-sidecar:0.1.0"}
     [made] = [one for one in rendered if one["kind"] == "ConfigMap"]
     assert made["data"]["proxy.yaml"] == "listeners: []\n"
     assert "models:" in made["data"]["refresh.yaml"]

@@ -91,10 +91,12 @@ def test_a_pod_serves_captures_into_the_store_of_all_and_drains(tmp_path: Path, 
                 assert connection.getresponse().status == 200
                 connection.close()
 
-                def stored() -> int:
-                    return int(json.loads(get(admin, "/api/v1/status", TOKEN)[1])["store"]["signatures"])
+                def stored() -> list[str]:
+                    rows = json.loads(get(admin, "/api/v1/signatures", TOKEN)[1])["signatures"]
+                    return [row["line"] for row in rows]
 
-                until(lambda: stored() == 1, "the signature in the store")
+                # Not of the status, which reads the store every five seconds.
+                until(lambda: stored() == ["predict rank/serving_default (x) -> (*)"], "the signature in the store")
                 # What whoever is on call types, with the password in the container's environment.
                 url = yaml.safe_load(settings.read_text())["capture"]["store"]
                 listed = capture("ls", "--store", url)
