@@ -28,7 +28,8 @@ class Rest:
             self._stop.register(fd, select.POLLIN)
         self._read = 0
         self._since = 0.0
-        self._seconds = 0.0
+        #: How long :meth:`take` takes, as :meth:`due` decided.
+        self.seconds = 0.0
 
     def due(self, read: int, behind: int, now: float) -> bool:
         """A piece was worked off: ``read`` bytes so far, ``behind`` wait to be read. Whether there is time for a
@@ -38,8 +39,8 @@ class Rest:
         if fresh >= REST_BYTES or behind >= REST_BYTES:
             return False
         # At this rate, what is missing comes in this time.
-        self._seconds = min(REST_SECONDS, seconds * (REST_BYTES - max(behind, 0)) / max(fresh, 1))
-        return self._seconds >= 0.001
+        self.seconds = min(REST_SECONDS, seconds * (REST_BYTES - max(behind, 0)) / max(fresh, 1))
+        return self.seconds >= 0.001
 
     def anything(self) -> bool:
         """Whether there is something to read."""
@@ -47,4 +48,4 @@ class Rest:
 
     def take(self) -> None:
         """Rest."""
-        self._stop.poll(int(1000 * self._seconds))
+        self._stop.poll(int(1000 * self.seconds))
