@@ -34,13 +34,14 @@ MAX_LINES: Final = 50
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """The file's bytes (empty where there is no record for it) and its manifest's. ``same``: it holds what stands
-    there already, so there is nothing to write. ``added`` and ``removed`` name what changed, a line each, as far as
-    MAX_LINES; ``level`` is the executor's that all ran on, or UNVERIFIED."""
+    """The file's bytes (none where there is no record for it) and its manifest's. ``replaces``: a file stands there;
+    ``same``: it holds the same, so there is nothing to write. ``added`` and ``removed`` name what changed, a line each,
+    as far as MAX_LINES; ``level`` is the executor's that all ran on, or UNVERIFIED."""
 
     file: bytes
     described: bytes
     records: int
+    replaces: bool
     same: bool
     level: str
     tensorflow: str
@@ -171,6 +172,7 @@ def _made(
         file,
         described,
         len(items),
+        found.standing.exists,
         same,
         tried.level,
         tried.tensorflow,

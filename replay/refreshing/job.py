@@ -167,12 +167,14 @@ class _Pass:
         return outcome
 
     def _tried(self, version: Version, made: Made, served: set[str]) -> Outcome:
-        if not made.records:
+        if not made.records and (version.staged or not made.replaces):
             return self._cold(version, made, served)
         how = f"with TensorFlow {made.tensorflow} (level {made.level})"
         ran = "as they are: none was run" if self._job.wanted.unverified else f"each run on it {how}"
         scrubbed = "" if self._job.wanted.rules is None else "scrubbed, "
         text = f"{made.records} records, {scrubbed}{ran}"
+        if not made.records:
+            text = "0 records: nothing that stood there or was captured is to stay and runs on it"
         if not made.same:
             self._publish(version, made)
         elif not version.staged:
@@ -199,6 +201,9 @@ class _Pass:
     def _cold(self, version: Version, made: Made | None, served: set[str]) -> Outcome:
         text = f"nothing captured for model {self._job.model} runs on it" if made is not None else self._unknown()
         if self._may_be_cold(version, served):
+            if made is not None and made.replaces and not made.same:
+                # What stands there would stop the server from loading it; an empty file does not.
+                self._publish(version, made)
             self._promote(version, made, f"without a warm-up file: {text}")
             return self._outcome(version, What.PROMOTED, f"without a warm-up file: {text}", made)
         if version.staged:

@@ -123,6 +123,9 @@ def _names(directory: Path) -> list[str]:
 
 
 def _looked_at(path: Path, staged: bool, complete_when: str) -> Version:
+    if staged and path.is_symlink():
+        # A relative one would lead elsewhere once it is moved, and what it leads to may be somebody else's.
+        return Version(path.name, staged, fault=f"{path}: is a symbolic link; stage the directory itself")
     try:
         missing = next((name for name in (complete_when, SAVED_MODEL) if not _exists(path / name)), "")
         return Version(path.name, staged, missing, _exists(path / WARMUP_PATH))

@@ -13,7 +13,7 @@ import pytest
 
 from capture.errors import UserError
 from capture.export.manifest import MANIFEST_SUFFIX
-from capture.export.tfrecord import WARMUP_PATH, read_records
+from capture.export.tfrecord import WARMUP_PATH, frame, prediction_log, read_records
 from capture.store.base import Batch, Store
 from replay.refreshing.history import History
 from replay.refreshing.job import Job, PromoteCold, What, run_job
@@ -132,6 +132,31 @@ def test_a_version_on_which_nothing_runs(
     assert why in said[2]
     assert (base / "7").exists() == (what is What.PROMOTED)
     assert not list((base / "7").rglob("tf_serving_warmup_requests*"))
+
+
+def test_a_trainers_own_file_of_which_nothing_runs(base: Path, staging: Path, fill: Callable[..., Store]) -> None:
+    """It would stop the server from loading the version."""
+    version = saved_model(staging / "7")
+    (version / WARMUP_PATH).parent.mkdir()
+    theirs = frame(prediction_log(body("bad", "a")))
+    (version / WARMUP_PATH).write_bytes(theirs)
+    store = fill(model="other")
+    assert passed(job(base, staging=staging, promote_cold="never"), store)[0][1] is What.HELD
+    assert (version / WARMUP_PATH).read_bytes() == theirs
+    assert passed(job(base, staging=staging), store)[0][1] is What.PROMOTED
+    assert (base / "7" / WARMUP_PATH).read_bytes() == b""
+    assert (base / "7" / f"{WARMUP_PATH}.prev").read_bytes() == theirs
+
+
+def test_a_link_to_a_version_is_not_moved(
+    base: Path, staging: Path, tmp_path: Path, fill: Callable[..., Store]
+) -> None:
+    saved_model(tmp_path / "elsewhere")
+    (staging / "7").symlink_to("../elsewhere")
+    said = passed(job(base, staging=staging), fill("a"))
+    assert [one[:2] for one in said] == [("7", What.FAILED)]
+    assert "staged/7: is a symbolic link; stage the directory itself" in said[0][2]
+    assert not (tmp_path / "elsewhere" / "assets.extra").exists()
 
 
 def test_a_version_that_fails_stays_staged(base: Path, staging: Path, fill: Callable[..., Store]) -> None:

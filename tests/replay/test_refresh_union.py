@@ -16,7 +16,9 @@ from capture.export.manifest import MANIFEST_SUFFIX
 from capture.export.scrub_rules import read_rules
 from capture.export.tfrecord import WARMUP_PATH, frame, prediction_log, read_records
 from capture.schema import messages
-from capture.store.base import Batch, Store
+from capture.signature import wire_signature
+from capture.store.base import Batch, RecordKey, Store
+from replay.refreshing import contents
 from replay.refreshing.ages import Ages
 from replay.refreshing.draft import Wanted
 from replay.refreshing.history import MAX_EVENTS, SLACK, Event, History
@@ -249,6 +251,66 @@ def test_unverified_writes_own_proven_requests_only(version: Path, fill: Callabl
 def test_unverified_goes_with_nothing_that_must_be_run(named: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="neither batch sizes nor scrub"):
         Wanted(unverified=True, **named)
+
+
+def test_the_bound_of_a_file_never_costs_what_was_made_by_hand(
+    version: Path, fill: Callable[[Batch], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contents, "MAX_RECORDS", 2)
+    hand = by_hand(version, body("x", "f"))
+    batch = captured(("b",))
+    add(batch, signature(("a",)), proven=99, body=body("often", "a"))
+    done = refreshed(fill(batch), version, in_place=True)
+    assert records(version) == [hand[0], prediction_log(body("often", "a"))]
+    assert [one.reason for one in done.left_out] == ["a warm-up file holds at most 2 records"]
+
+
+def test_classes_of_a_level_are_records_of_their_own(version: Path, fill: Callable[[Batch], Store]) -> None:
+    batch = Batch("run")
+    for level in ("aaaa", "bbbb"):
+        key = add(batch, signature(("a",)), body=body(level, "a"))
+        for kept in (batch.seen, batch.samples):
+            kept[RecordKey(key.owner, f"{key.digest}.{level}")] = kept.pop(key)  # type: ignore[index, attr-defined]
+    hand = by_hand(version, body("x", "a"))
+    store = fill(batch)
+    # Of which class a record is that was made by hand cannot be told.
+    assert refreshed(store, version, in_place=True).records == 3
+    assert records(version)[0] == hand[0]
+    script = Script()
+    assert refreshed(store, version, script, in_place=True).what is What.UNCHANGED
+    assert script.rounds == []
+    store.apply(Batch("run", forget_before=NOW + DAY))
+    store.apply(captured(("b",), at=NOW + DAY))
+    assert refreshed(store, version, in_place=True).records == 4
+
+
+def test_a_rest_request_and_its_record_are_one(version: Path, fill: Callable[[Batch], Store]) -> None:
+    batch = Batch("run")
+    rest = wire_signature("tfserving", "m", "REST Predict column", "", ["x"], [])
+    add(batch, rest, body=b'{"inputs": {"x": [1.0]}}')
+    store = fill(batch)
+    assert refreshed(store, version).records == 1
+    assert refreshed(store, version, in_place=True).what is What.UNCHANGED
+    # Its age is that of the REST call.
+    wanted = Wanted(retire_after=DAY)
+    assert (
+        refreshed(store, version, in_place=True, wanted=wanted, now=NOW + 3 * DAY)
+        .left_out[0]
+        .reason.startswith("retired by retire_after")
+    )
+
+
+def test_a_file_that_was_exported_is_run_before_it_counts_as_settled(
+    version: Path, fill: Callable[[Batch], Store]
+) -> None:
+    store = fill(captured(("a",)))
+    refreshed(store, version)
+    path = version / (WARMUP_PATH + MANIFEST_SUFFIX)
+    told = manifest(version) | {"proof": {"level": "fits"}}
+    path.write_text(json.dumps(told))
+    script = Script()
+    assert refreshed(store, version, script, in_place=True).what is What.UNCHANGED
+    assert len(script.rounds) == 1
 
 
 def test_batch_sizes_stay_and_are_not_made_twice(version: Path, fill: Callable[[Batch], Store]) -> None:

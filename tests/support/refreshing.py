@@ -24,6 +24,7 @@ def saved_model(directory: Path, outputs: dict[str, str] | None = None) -> Path:
     """A version directory with a model that has SignatureDefs and no graph."""
     definition = messages.SignatureDef(method_name="tensorflow/serving/predict")
     definition.inputs["x"].name = "x:0"
+    definition.inputs["x"].dtype = 1
     for alias, name in (outputs or SIGNATURE).items():
         definition.outputs[alias].name = name
     entry = messages.SignatureEntry(key="serving_default", value=definition).SerializeToString()
