@@ -48,6 +48,8 @@ class ObjectTarget:
                 if error.__cause__ is not None or error.args == (f"b/{self._address.bucket}/o",):
                     raise
                 return []
+            if not found:
+                self._check_listing(key)
             return found
 
     @contextmanager
@@ -63,6 +65,8 @@ class ObjectTarget:
         self._fs.invalidate_cache()
         with self._told("list it"):
             entries: dict[str, dict[str, Any]] = self._fs.find(self._key(below), detail=True)
+            if not entries:
+                self._check_listing(self._key(below))
         found = [
             _found(name.strip("/").removeprefix(self._root).strip("/"), entry)
             for name, entry in entries.items()
@@ -76,8 +80,16 @@ class ObjectTarget:
                 self._fs.invalidate_cache()
                 entry: dict[str, Any] = self._fs.info(self._key(path))
         except FileNotFoundError:
+            with told(self._address, f"look at {path}"):
+                self._check_listing(self._key(path))
             return None
         return None if _is_directory(entry) else _found(path, entry)
+
+    def _check_listing(self, key: str) -> None:
+        """ossfs takes a listing that is refused for an empty one; what raises here tells them apart."""
+        if self._address.scheme == "oss":
+            bucket, _, prefix = key.partition("/")
+            self._fs._call_oss("list_objects", prefix=prefix, max_keys=1, bucket=bucket)
 
     def read(self, path: str) -> bytes | None:
         try:

@@ -86,7 +86,7 @@ class RemotePlace:
         """A copy on the local disk. Raises UserError where it has no room."""
         area = self._area(version)
         files = [found for name, found in area.files(version.name).items() if name not in _WARMUP]
-        yield self._scratch.version(area.target, area.at(version.name) + "/", files)
+        yield self._scratch.version(area.target, _begin(area, version), files)
 
     def read(self, version: Version) -> Files:
         area, target = self._area(version), self._area(version).target
@@ -110,12 +110,16 @@ class RemotePlace:
     def promote(self, version: Version) -> None:
         assert self._staging is not None
         promote(self._staging, self._base, version.name)
-        self._scratch.close()
+        self._scratch.forget(_begin(self._staging, version))
 
     def _area(self, version: Version) -> Area:
         area = self._staging if version.staged else self._base
         assert area is not None
         return area
+
+
+def _begin(area: Area, version: Version) -> str:
+    return area.at(version.name) + "/"
 
 
 def _numbers(area: Area) -> list[str]:

@@ -116,7 +116,9 @@ def _codes(error: BaseException) -> Iterator[str]:
     if isinstance(response, dict):
         yield str(response.get("Error", {}).get("Code", ""))
         yield str(response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
-    for name in ("code", "status", "status_code"):
+    # Of aiohttp's errors ``code`` is deprecated, and warns.
+    names = ("status",) if hasattr(error, "status") and not hasattr(error, "details") else ("status", "code")
+    for name in names:
         value: Any = getattr(error, name, None)
         if isinstance(value, int | str):
             yield str(value)

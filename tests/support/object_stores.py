@@ -24,6 +24,8 @@ with warnings.catch_warnings():
 
 Environ = dict[str, Any]
 BUCKET = "models"
+#: A bucket that nobody may use.
+FORBIDDEN = "forbidden"
 
 
 class _Oss:
@@ -33,6 +35,10 @@ class _Oss:
         self._application = application
 
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ["PATH_INFO"].startswith(f"/{FORBIDDEN}"):
+            start_response("403 Forbidden", [("Content-Type", "application/xml"), ("x-oss-request-id", "0")])
+            body = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>no</Message></Error>"
+            return [b"" if environ["REQUEST_METHOD"] == "HEAD" else body]
         if not environ.get("HTTP_AUTHORIZATION", "").startswith("OSS "):
             return self._application(environ, start_response)
         for name in [name for name in environ if name.startswith("HTTP_X_OSS_")]:

@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from capture.errors import UserError
+from replay.publishing import object_target
+from replay.publishing.object_target import ObjectTarget
 from replay.publishing.target import Target, open_target
 from tests.replay.publishing.conftest import KINDS
+from tests.support.object_stores import FORBIDDEN
 from tests.support.processes import ROOT
 
 pytestmark = pytest.mark.server
@@ -102,6 +105,73 @@ def test_credentials_that_are_not_there(
     with pytest.raises(UserError) as caught:
         open_target(place).files("")
     assert str(caught.value) == f"{place}: {text}"
+
+
+@pytest.mark.parametrize("kind", ["s3", "oss"])
+def test_what_is_not_allowed(kind: str, url: Callable[[str], str], tmp_path: Path) -> None:
+    url(kind)
+    target = open_target(f"{kind}://{FORBIDDEN}/m")
+    (tmp_path / "file").write_bytes(b"x")
+    for doing, ask in {
+        "list it": lambda: target.files("1"),
+        "look at 1/a": lambda: target.find("1/a"),
+        "read 1/a": lambda: target.read("1/a"),
+        "write 1/a": lambda: target.put("1/a", tmp_path / "file"),
+        "list it ": lambda: target.children(),
+        "remove 1/a": lambda: target.remove("1/a"),
+    }.items():
+        with pytest.raises(UserError) as caught:
+            ask()
+        # What a HEAD answers says no code.
+        said = str(caught.value).replace(" (AccessDenied)", "")
+        assert said.startswith(
+            f"{kind}://{FORBIDDEN}/m: access denied: cannot {doing.strip()}; let the credentials in the env"
+        )
+        assert said.endswith(f" read, write, list and delete in {kind}://{FORBIDDEN}")
+
+
+def test_a_store_that_is_not_there(url: Callable[[str], str], environment: pytest.MonkeyPatch) -> None:
+    """S3's client would try again for a quarter of a minute."""
+    place = url("oss")
+    environment.setenv("OSS_ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(UserError) as caught:
+        open_target(place).read("a")
+    text = f"{place}: the store cannot be reached to read a; is the endpoint right, and the network up?"
+    assert str(caught.value) == text
+
+
+def test_what_arrives_otherwise_is_an_error(s3: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's call is replaced by one that sends something else: no server here loses a byte."""
+    assert isinstance(s3, ObjectTarget)
+    (tmp_path / "file").write_bytes(b"12345678")
+    for sent, said in (
+        (b"1234567", "has 7 bytes and not 8 after it was written"),
+        (b"1234567x", "does not read back as"),
+    ):
+        monkeypatch.setattr(s3._fs, "put_file", lambda _, key, sent=sent: s3._fs.pipe_file(key, sent))
+        with pytest.raises(UserError, match=said):
+            s3.put("a", tmp_path / "file")
+
+
+def test_a_tag_that_is_no_md5_is_no_error(s3: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of objects that a key service encrypts: what is there is read and compared."""
+    (tmp_path / "file").write_bytes(b"12345678" * 300_000)
+    monkeypatch.setattr(object_target, "_md5", lambda _: "0" * 32)
+    assert s3.put("a", tmp_path / "file").size == 2_400_000
+
+
+def test_what_changes_while_it_is_read_is_an_error(s3: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(s3, ObjectTarget)
+    s3.write("a", b"before")
+    get = s3._fs.get_file
+
+    def meanwhile(key: str, path: str) -> None:
+        get(key, path)
+        s3.write("a", b"behind")
+
+    monkeypatch.setattr(s3._fs, "get_file", meanwhile)
+    with pytest.raises(UserError, match="/a: changed while it was read; try again"):
+        s3.get("a", tmp_path / "got")
 
 
 def test_a_client_that_is_not_installed(url: Callable[[str], str], environment: pytest.MonkeyPatch) -> None:
