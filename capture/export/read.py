@@ -118,6 +118,8 @@ def _read_directory(path: Path, form: str, dialect: str) -> Contents:
     files = sorted(path.glob("*.bin"))
     if form not in ("", "eas-bin") or not files:
         what = WARMUP_PATH if form == "tfrecord" else ".bin files"
+        if (path / "saved_model.pb").exists():
+            raise UserError(f"{path}: this model version has no warm-up file ({WARMUP_PATH})")
         raise UserError(f"{path}: is a directory without {what}; name a file")
     try:
         read = [(file.name, file.read_bytes()) for file in files]

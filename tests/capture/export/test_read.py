@@ -293,6 +293,10 @@ def test_the_kind_is_found_by_name_manifest_and_first_bytes(tmp_path: Path) -> N
 def test_directories(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is a directory without \.bin files; name a file"):
         read_any(str(tmp_path))
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "saved_model.pb").touch()
+    with pytest.raises(UserError, match=r"7: this model version has no warm-up file \(assets\.extra/"):
+        read_any(str(tmp_path / "7"))
     (tmp_path / "1.bin").write_bytes(body_of(EAS))
     assert read_any(str(tmp_path)).entries[0].signature == wire_signature("eas", "", "predict", "", ["x"], ["e"])
     (tmp_path / "manifest.json").write_text('{"model": "rank"}')
