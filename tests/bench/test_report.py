@@ -45,6 +45,11 @@ def test_the_verdict_names_a_relay_that_costs_more_and_rounds_that_do_not_count(
     ]
 
 
+def test_what_tls_costs_is_no_promise() -> None:
+    rounds = [measured("nginx", 0, 30.0), measured("relay alone", 0, 60.0)]
+    assert verdict(summarise([one._replace(scenario="post over TLS") for one in rounds])) == []
+
+
 def test_missing_tools_are_named_at_once_with_their_packages(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
