@@ -20,8 +20,8 @@ ELSEWHERE: Final = "(elsewhere)"
 BARRED_SECONDS: Final = HOUR
 
 
-def learn(admission: Admission, told: Told, now: float) -> None:
-    """Take it up. ``now`` in seconds since the epoch."""
+def learn(admission: Admission, told: Told, now: float) -> int:
+    """Take it up, ``now`` in seconds since the epoch; calls that were turned away with their signatures."""
     for key, sample in told.samples.items():
         if (state := admission._versions.get(key.owner)) is not None:
             _sample(admission, state, key, sample, now)
@@ -56,6 +56,7 @@ def learn(admission: Admission, told: Told, now: float) -> None:
         if (state := admission._versions.get(owner)) is not None:
             state.told_cut, state.told_at = cut, now
             _purge(admission, state, cut)
+    return sum(told.turned_away.values())
 
 
 def _purge(admission: Admission, state: VersionState, cut: float) -> None:

@@ -123,6 +123,7 @@ TABLE: Final[tuple[Counter, ...]] = (
     Counter("store_dropped", "worker", "Records dropped because the store was away for too long"),
     Counter("worker_limit_restarts", "worker", "Times a capture worker ended by itself at 80 % of its memory"),
     Counter("worker_lag_us", "worker", "How far the capture worker is behind the relay, in microseconds", "max"),
+    Counter("store_delay_us", "worker", "Age of the oldest batch that the store has not taken, in microseconds", "max"),
     Counter("worker_memory_bytes", "worker", "Resident memory of the capture worker", "sum"),
     Counter("worker_open_flows", "worker", "Flows that the capture worker is reading", "sum"),
     Counter("worker_open_bytes", "worker", "Bytes of bodies that the capture worker holds", "sum"),

@@ -28,6 +28,7 @@ class StoreWriter:
         self._counters = counters
         self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
+        self._handed_at = 0.0
         #: When to give up, by the monotonic clock; set before ``_stopping``.
         self._deadline = 0.0
         #: What was handed over and is not written.
@@ -45,8 +46,14 @@ class StoreWriter:
     def write(self, batch: Batch) -> None:
         """Hand over a batch. Only while ``idle`` is set, or as the last one."""
         self.idle.clear()
+        self._handed_at = time.monotonic()
         self._pending.append(batch)
         self._queue.put(batch)
+
+    @property
+    def delay(self) -> float:
+        """Seconds since a batch was handed over that is not written yet; 0 where all are."""
+        return 0.0 if self.idle.is_set() else time.monotonic() - self._handed_at
 
     def stop(self, seconds: float) -> bool:
         """Write what was handed over, then end. After ``seconds`` what is not written is counted as dropped; False."""

@@ -27,7 +27,7 @@ from capture.admission import Admission
 from capture.admission_told import drop_requests, learn
 from capture.attribution import settle
 from capture.config import WORKER_CLOSE_SECONDS, WorkerConfig
-from capture.counters import Counters
+from capture.counters import TABLE, Counters
 from capture.dialects.table import BY_NAME
 from capture.errors import UserError
 from capture.export.scrub_rules import Rules
@@ -39,7 +39,7 @@ from capture.pipeline import Pipeline
 from capture.rule_files import capture_rules
 from capture.shedding import Start, shed_share
 from capture.status_board import StatusBoard
-from capture.store.base import Store, StoreError, Told, open_store, shown_store
+from capture.store.base import Store, StoreError, open_store, shown_store
 from capture.store_pace import StorePace, bounds_of
 from capture.store_writer import StoreWriter
 from capture.tap import Frame, TapError, TapReader
@@ -211,8 +211,9 @@ class Worker:
             cause = {} if self._writer.error is None else {"error": self._writer.error}
             say(logging.ERROR, "store not written", store=shown_store(self._config.store), **cause)
             status = UNUSABLE
-        for gauge in ("worker_lag_us", "worker_memory_bytes", "worker_open_flows", "worker_open_bytes"):
-            self._counters.put(gauge, 0)
+        for row in TABLE:
+            if row.owner == "worker" and row.kind != "count":
+                self._counters.put(row.name, 0)
         say(logging.INFO, "stopped", status=status)
         return status
 
@@ -233,7 +234,8 @@ class Worker:
             self._expire(time.time())
         self._look_at_board()
         while self._writer.told:
-            self._hear(self._writer.told.popleft())
+            turned_away = learn(self._admission, self._writer.told.popleft(), self._pipeline.now)
+            self._counters.add("signatures_turned_away", turned_away)
         # Nothing is looked through for each piece unless there is a new signature, or the store is slow.
         look = self._pipeline.urgent or not self._writer.idle.is_set()
         payload = self._pipeline.batch.payload_bytes if look else 0
@@ -242,10 +244,6 @@ class Worker:
                 self._flush()
             elif payload > MAX_WAITING_BYTES:
                 self._counters.add("store_dropped", drop_requests(self._pipeline.batch, self._admission))
-
-    def _hear(self, told: Told) -> None:
-        learn(self._admission, told, self._pipeline.now)
-        self._counters.add("signatures_turned_away", sum(told.turned_away.values()))
 
     def _look_at_board(self) -> None:
         """Take up what the supervisor has learned of model versions, and say what is to be asked for."""
@@ -261,6 +259,7 @@ class Worker:
     def _gauge(self) -> None:
         put, config = self._counters.put, self._config
         put("worker_lag_us", round(self._lag * 1e6))
+        put("store_delay_us", round(self._writer.delay * 1e6))
         put("worker_open_flows", self._pipeline.open_flows)
         put("worker_open_bytes", self._pipeline.open_bytes)
         resident = resident_bytes()

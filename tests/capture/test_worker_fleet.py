@@ -58,6 +58,8 @@ def test_what_passes_while_the_server_is_stopped_is_written_once_it_goes_on(serv
             call(worker, 3, f"new{number}")
             worker.wait_for("requests_proven", 15)
             worker.wait_for("store_failures", 2)
+            # As long as it has waited.
+            worker.wait_for("store_delay_us", 400_000)
     finally:
         server.send(signal.SIGCONT)
     for worker in (first, second):
@@ -67,6 +69,7 @@ def test_what_passes_while_the_server_is_stopped_is_written_once_it_goes_on(serv
         assert "is it stopped, or behind a firewall?" in text
         counters = worker.counters.snapshot()
         assert (counters["store_dropped"], counters["requests_proven"]) == (0, 15)
+        assert worker.counters.total()["store_delay_us"] == 0
     assert stored(url) == (30, 3)
 
 
