@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
-from typing import Literal
+from typing import Final, Literal
 
 from capture.errors import UserError
 from capture.export.base import LeftOut
@@ -24,7 +24,7 @@ from replay.refreshing.place import Place, Version
 from replay.refreshing.present import FAMILY, read_standing
 from replay.services import refuse_other_services
 from replay.tf_protos import TensorFlowMissing
-from replay.trial import RECORD_SECONDS, run_trial
+from replay.trial import RECORD_SECONDS, TrialError, run_trial
 
 #: When a staged version is let out without a file, because nothing that was captured runs on it.
 PromoteCold = Literal["first", "always", "never"]
@@ -43,6 +43,11 @@ class What(StrEnum):
     BUSY = "busy"
 
 
+#: Lines about signatures that are left out that are kept with an event; the manifest has all.
+MAX_LEFT_OUT: Final = 50
+#: A model that does not load is loaded again by a job that repeats itself after so many seconds, and not in every pass:
+#: it may be large.
+RETRY_SECONDS: Final = 600.0
 #: What is no success: the exit code tells.
 BAD = frozenset({What.FAILED, What.HELD})
 
@@ -160,8 +165,16 @@ class _Pass:
             return Outcome(self._job.model, version.name, What.UNCHANGED, text, count, left_out, self._now())
         known, outcome = self._job.tried.get(version.name, ("", None))
         if outcome is not None and known == fingerprint:
-            return replace(outcome, at=self._now())
-        outcome = self._tried(version, make(self._source, found, trial=self._trial), served)
+            if outcome.what is not What.FAILED:
+                return replace(outcome, at=self._now())
+            if self._now() < outcome.at + RETRY_SECONDS:
+                return outcome
+        try:
+            made = make(self._source, found, trial=self._trial)
+        except TrialError as error:
+            self._job.tried[version.name] = (fingerprint, self._failed(version, error))
+            return self._job.tried[version.name][1]
+        outcome = self._tried(version, made, served)
         if outcome.what in (What.UNCHANGED, What.NOTHING, What.HELD):
             self._job.tried[version.name] = (fingerprint, outcome)
         return outcome
@@ -266,7 +279,3 @@ class _Pass:
                 left_out[:MAX_LEFT_OUT],
             )
         (history.add_news if news else history.add)(noted)
-
-
-#: Of them that many lines are kept with an event; the manifest has all.
-MAX_LEFT_OUT = 50

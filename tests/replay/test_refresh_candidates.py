@@ -195,6 +195,27 @@ def test_an_error_is_one_versions_own(version: Path, fill: Callable[..., Store],
     assert [one.what for one in done] == [What.FAILED]
 
 
+def test_a_model_that_does_not_load_is_not_loaded_in_every_pass(version: Path, fill: Callable[..., Store]) -> None:
+    loaded = []
+
+    def trial(*_: object) -> Trial:
+        loaded.append(True)
+        raise TrialError("crashed while loading")
+
+    store, todo = fill(("a", "1", 1, body("x", "a"))), job(version.parent)
+
+    def at(now: float, how: Callable[..., Trial] = trial) -> What:
+        (done,) = run_job(todo, store, trial=how, now=lambda: now)
+        return done.what
+
+    assert (at(1000.0), at(1001.0), at(1599.0), len(loaded)) == (*[What.FAILED] * 3, 1)
+    assert (at(1600.0), len(loaded)) == (What.FAILED, 2)
+    # Another model is another matter.
+    (version / "saved_model.pb").write_bytes((version / "saved_model.pb").read_bytes() * 2)
+    assert (at(1601.0), len(loaded)) == (What.FAILED, 3)
+    assert at(2300.0, Script()) is What.PUBLISHED
+
+
 def test_without_tensorflow_no_version_is_blamed(version: Path, fill: Callable[..., Store]) -> None:
     def trial(*_: object) -> Trial:
         raise TensorFlowMissing("TensorFlow is not installed")

@@ -15,8 +15,11 @@ from capture.export.manifest import MANIFEST_SUFFIX
 from capture.export.tfrecord import WARMUP_PATH
 from capture.store.base import Batch
 from replay.commands.refresh import refresh
+from replay.refreshing.jobs import jobs_of
 from replay.refreshing.lock import FileLock, held
 from replay.refreshing.metrics import PREFIX, ROWS
+from replay.refreshing.passes import run_pass, watch
+from replay.refreshing.settings import from_data
 from tests.support.processes import Process, capture
 from tests.support.refreshing import body, saved_model
 from tests.support.stores import add, filled, signature
@@ -118,6 +121,59 @@ def test_where_another_job_works_nothing_is_done_and_that_is_no_failure(settings
     assert done.stdout.startswith("m model: process ")
     assert not (tmp_path / "m" / "2" / WARMUP_PATH).exists()
     assert (tmp_path / "n" / "2" / WARMUP_PATH).exists()
+
+
+def test_the_state_is_where_the_settings_say(settings: Path, tmp_path: Path) -> None:
+    told = yaml.safe_load(settings.read_text())
+    told["models"][0]["state"] = str(tmp_path / "state")
+    done = run_pass(from_data(told), jobs_of(from_data(told)), alone=False)
+    assert [one.version for one in done] == ["2", "2"]
+    assert {path.name for path in (tmp_path / "state").iterdir()} == {"lock", "history.jsonl"}
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "state").iterdir()} == {0o600}
+    assert not (tmp_path / "m" / ".warmtap").exists()
+
+
+def test_the_settings_reach_the_job(tmp_path: Path) -> None:
+    model = {
+        "model": "m",
+        "base": str(tmp_path),
+        "scrub": True,
+        "scrub_rules": ["m:x=zero"],
+        "batch_sizes": [8, 1],
+        "retire_after": 3.0,
+        "record_timeout": 5.0,
+        "in_place": True,
+        "promote_cold": "never",
+    }
+    (job,) = jobs_of(from_data({"models": [model]}))
+    assert job.wanted.written_rules == ("m:x=zero",)
+    assert (job.wanted.sizes, job.wanted.retire_after, job.record_timeout) == ((1, 8), 3.0, 5.0)
+    assert (job.in_place, job.promote_cold) == (True, "never")
+
+
+def test_jobs_that_began_together_do_not_stay_together(settings: Path) -> None:
+    told = from_data({**yaml.safe_load(settings.read_text()), "jitter": 0.5, "prometheus": ""})
+    rests: list[float] = []
+
+    def rest(seconds: float) -> None:
+        rests.append(seconds)
+        if len(rests) == 20:
+            raise SystemExit
+
+    with pytest.raises(SystemExit):
+        list(watch(told, jobs_of(told), 10.0, rest))
+    assert all(5 <= seconds <= 15 for seconds in rests)
+    assert len(set(rests)) == len(rests)
+
+
+def test_a_store_that_others_may_read(settings: Path, tmp_path: Path) -> None:
+    (tmp_path / "store").chmod(0o644)
+    told = yaml.safe_load(settings.read_text())
+    with pytest.raises(UserError, match="others"):
+        run_pass(from_data(told), jobs_of(from_data(told)), alone=False)
+    told["allow_shared_store"] = True
+    done = run_pass(from_data(told), jobs_of(from_data(told)), alone=False)
+    assert len(done) == 2
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from capture.settings_errors import SettingsError
+from capture.settings_table import sections
 from replay.refreshing.settings import Settings, from_data, load, markdown
 from tests.support.docs import DOCS
 
@@ -48,44 +49,41 @@ def test_a_file_is_named(tmp_path: Path) -> None:
         load(tmp_path / "r.yaml")
 
 
-def test_every_setting_is_documented() -> None:
-    page = (DOCS / "refresh.md").read_text()
-    assert markdown() in page, "make docs"
-    names = [field for settings in (Settings, *_inner()) for field in settings.__struct_fields__]
-    names = [name for name in names if name not in ("models", "services")]
-    assert [name for name in names if f"| `{name}` |" not in page] == []
+#: File of tests -> setting -> the test that shows its effect.
+SHOWN_BY = {
+    "test_refresh_command.py": {
+        "store": "test_several_models_and_what_was_published",
+        "models[].model": "test_several_models_and_what_was_published",
+        "models[].base": "test_several_models_and_what_was_published",
+        "models[].unverified": "test_several_models_and_what_was_published",
+        "models[].state": "test_the_state_is_where_the_settings_say",
+        "models[].scrub": "test_the_settings_reach_the_job",
+        "models[].scrub_rules": "test_the_settings_reach_the_job",
+        "models[].batch_sizes": "test_the_settings_reach_the_job",
+        "models[].record_timeout": "test_the_settings_reach_the_job",
+        "prometheus": "test_metrics_for_the_node_exporter",
+        "interval": "test_it_goes_on_until_it_is_told_to_stop",
+        "jitter": "test_jobs_that_began_together_do_not_stay_together",
+        "allow_shared_store": "test_a_store_that_others_may_read",
+    },
+    "test_refresh_promotion.py": {
+        "models[].staging": "test_a_staged_version_goes_out_with_its_file",
+        "models[].complete_when": "test_one_that_is_not_complete_waits",
+        "models[].promote_cold": "test_a_version_on_which_nothing_runs",
+    },
+    "test_refresh_union.py": {
+        "models[].in_place": "test_without_in_place_a_served_file_is_left_alone",
+        "models[].retire_after": "test_age_is_what_shrinks_a_set",
+    },
+}
 
 
-def _inner() -> list[Any]:
-    from replay.refreshing.settings import Model, Service
-
-    return [Model, Service]
-
-
-@pytest.mark.parametrize(
-    ("model", "said"),
-    [
-        ({"base": "s3://b/m"}, "models[0].state: must be said where the base is a URL: a local directory"),
-        (
-            {"base": "s3://b/m", "staging": "s3://b/m/", "state": "s"},
-            "models[0].staging: is the base itself, whose versions the model server loads at once",
-        ),
-        (
-            {"base": "s3://b/m", "staging": "s3://b/m/7", "state": "s"},
-            "models[0].staging: s3://b/m/7: the model server takes a number for a version",
-        ),
-        (
-            {"base": "ftp://b/m"},
-            "models[0].base: ftp://...: no such kind of place; one of: file://, s3://, oss://, gs://",
-        ),
-    ],
-)
-def test_urls_of_object_stores(model: dict[str, str], said: str) -> None:
-    with pytest.raises(SettingsError) as caught:
-        from_data({"models": [{"model": "m", **model}]})
-    assert str(caught.value) == said
-
-
-def test_a_file_url_is_a_directory() -> None:
-    (model,) = from_data({"models": [{"model": "m", "base": "file:///models/m"}]}).models
-    assert model.state_directory == Path("/models/m/.warmtap")
+def test_every_setting_is_documented_and_has_a_test() -> None:
+    assert markdown() in (DOCS / "refresh.md").read_text(), "make docs"
+    shown = {setting for tests in SHOWN_BY.values() for setting in tests}
+    # Services of EAS have tests of their own: tests/replay/publishing.
+    known = {row.place for place, _, rows in sections(Settings) for row in rows if place != "services[]"}
+    assert known <= shown, known - shown
+    for file, tests in SHOWN_BY.items():
+        text = Path(__file__).with_name(file).read_text()
+        assert [name for name in tests.values() if f"def {name}(" not in text] == []
