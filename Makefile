@@ -59,7 +59,7 @@ bench: setup
 
 # As many processes as there are cores, a file of tests at a time; JOBS=0 is one after the other.
 JOBS ?= auto
-PYTEST_JOBS := --numprocesses $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PYTEST_JOBS := --numprocesses $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 test: setup
 	$(BIN)/python -m pytest $(PYTEST_JOBS)
 
