@@ -1,17 +1,21 @@
-"""A pass of refresh, killed before every system call that changes the disk: what the model server would find then."""
+"""A pass of refresh, killed before every system call that changes the disk, and on a disk that is full from any of them
+on: what the model server would find then."""
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from capture.export.manifest import MANIFEST_SUFFIX
 from capture.export.tfrecord import WARMUP_PATH, read_records
 from capture.store.base import Batch, open_store
-from replay.refreshing.job import BAD, run_job
+from replay.refreshing.job import BAD, What, run_job
 from replay.refreshing.local import LocalPlace
 from replay.refreshing.place import Version
 from replay.refreshing.present import Standing, read_standing
@@ -118,3 +122,58 @@ def test_a_staged_version_is_served_with_its_file_or_not_yet(tmp_path: Path) -> 
         if ended:
             break
     assert step > 14
+
+
+def test_a_disk_that_is_full_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = saved_model(tmp_path / "template" / "9")
+    assert not killed_at(MANY, work(template.parent, fill(tmp_path / "first", "a")))
+    old = (template / WARMUP_PATH).read_bytes()
+    store = open_store(str(fill(tmp_path / "store", "ac")))
+    calls = 0
+    true = {name: getattr(os, name) for name in ("open", "fsync", "replace", "link")}
+
+    def full(name: str, last: int) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            nonlocal calls
+            calls += trying
+            if trying and calls > last:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(arguments[0]))
+            return true[name](*arguments, **named)
+
+        return call
+
+    trying = False
+    texts = set()
+    for step in range(MANY):
+        version = tmp_path / str(step) / "m" / "9"
+        shutil.copytree(template, version)
+        calls = 0
+
+        def trial(_: Path, __: str, requests: list[Request]) -> Trial:
+            nonlocal trying
+            trying = True
+            return Trial("executor", "0", [Tried("") for _ in requests])
+
+        with monkeypatch.context() as patched:
+            for name in true:
+                patched.setattr(os, name, full(name, step))
+            todo = job(version.parent, in_place=True, history=True)
+            (done,) = run_job(todo, store, trial=trial)
+            trying = False
+        now = (version / WARMUP_PATH).read_bytes()
+        assert list(version.rglob("*.tmp")) == [], step
+        assert len(list(read_records(now))) == (1 if now == old else 2), step
+        if done.what is What.PUBLISHED:
+            break
+        assert done.what is What.FAILED
+        assert "No space left on device" in done.text
+        texts.add("its warm-up file is written" in done.text)
+        assert ("its warm-up file is written" in done.text) <= (now != old)
+        # And once there is room again, the next pass ends it.
+        (done,) = run_job(todo, store, trial=trial)
+        trying = False
+        assert done.what in (What.PUBLISHED, What.UNCHANGED), step
+        assert len(list(read_records((version / WARMUP_PATH).read_bytes()))) == 2
+    assert step > 10
+    assert texts == {True, False}
+    store.close()
