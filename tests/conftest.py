@@ -60,3 +60,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     rank = {name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: rank.get(item.path.relative_to(here).parts[0], len(rank)))
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes that nobody reads are named by their size: compressed ones hold the time, and processes that share the
+    suite must find the same names."""
+    if isinstance(val, bytes) and not (val.isascii() and val.decode().isprintable()):
+        return f"{argname}-{len(val)}-bytes"
+    return None
