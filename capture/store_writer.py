@@ -105,8 +105,8 @@ class StoreWriter:
                 self._counters.add("store_writes")
                 if told is not None:
                     self.told.append(told)
-                    if told.anew:
-                        log.warning("store begun anew: the server had lost it")
+                    for warning in told.warnings:
+                        log.warning("store", extra={"fields": {"warning": warning}})
                 return True
 
 

@@ -173,8 +173,8 @@ class Told:
     cuts: dict[ModelVersion, float] = field(default_factory=dict)
     #: Signatures of which the store has (no sample, no further sample), whoever had one stored.
     lacking: dict[RecordKey, tuple[bool, bool]] = field(default_factory=dict)
-    #: The store was empty when this was written, and had been written before.
-    anew: bool = False
+    #: What somebody should know, one line each.
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)

@@ -105,11 +105,12 @@ class Link:
         except (failures.RedisError, failures.RedisClusterException, OSError, msgspec.MsgspecError) as error:
             raise StoreError(f"store {self.url.shown}: {explained(error, self.url)}") from None
 
-    def check_clock(self, key: str) -> None:
+    def check(self, key: str) -> list[str]:
         """Raise StoreError where this machine's clock is not the server's: what is kept is kept by age, and one sidecar
-        that is years ahead would throw away what all have captured. Asked now and then, where ``key`` lies."""
+        that is years ahead would throw away what all have captured. Asked now and then, where ``key`` lies; what to
+        warn of."""
         if (now := time.monotonic()) < self._clock_until:
-            return
+            return []
         seconds, _ = self.client.eval("return redis.call('TIME')", 1, key)
         if abs(ahead := time.time() - int(seconds)) > CLOCK_SECONDS:
             raise StoreError(
@@ -117,6 +118,19 @@ class Link:
                 f" more than {CLOCK_SECONDS:.0f}: set them; nothing is written meanwhile"
             )
         self._clock_until = now + CLOCK_INTERVAL
+        return self._policy(key)
+
+    def _policy(self, key: str) -> list[str]:
+        """A server that makes room by itself deletes what was captured."""
+        try:
+            found = self.client.eval("return redis.call('INFO', 'memory')", 1, key)
+        except failures.ResponseError:
+            return []  # not everybody may ask, and not of a script
+        said = dict(line.split(":", 1) for line in found.decode().split() if ":" in line)
+        policy = said.get("maxmemory_policy", "")
+        if said.get("maxmemory", "0") == "0" or not policy.startswith("allkeys"):
+            return []
+        return [f"maxmemory-policy {policy} deletes what was captured once memory is full: set noeviction"]
 
     def run(self, name: str, key: str, message: Any, *blobs: bytes) -> Any:
         """Run a script on the slot of ``key``; what it packed, or its number."""
@@ -212,6 +226,8 @@ def explained(error: Exception, url: RedisUrl) -> str:
     word = next((word for kind, word in _WORDS if isinstance(error, kind)), text.partition(" ")[0])
     if word == "-ERR" or word == "ERR":
         text = text.partition(" ")[2]
+    if "without any password" in text or "no password is set" in text:
+        return f"it asks for no password: leave it out of the URL, {PASSWORD_VARIABLE} and {PASSWORD_FILE_VARIABLE}"
     if isinstance(error, failures.AuthenticationError):
         word = "NOAUTH" if "NOAUTH" in text or "required" in text.lower() else "WRONGPASS"
     if word in _MEANING:

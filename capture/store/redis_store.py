@@ -112,8 +112,10 @@ class RedisStore:
 
     def apply(self, batch: Batch) -> Told:
         with self._errors():
-            self._link.check_clock(self._fleet)
-            return self._writer.apply(batch)
+            warnings = self._link.check(self._fleet)
+            told = self._writer.apply(batch)
+            told.warnings.extend(warnings)
+            return told
 
     def lock(self, name: str, seconds: float) -> RedisLock:
         """A lock that one holder at a time has, over all machines; see :class:`capture.store.redis_lock.RedisLock`."""
@@ -132,8 +134,8 @@ class RedisStore:
             for owner in self._owners(model):
                 base = self._base(owner)
                 # Names first: one that comes in between has no name yet, and is left out.
-                names = self._link.client.hgetall(f"{base}:names")
-                for digest, row in self._link.client.hgetall(f"{base}:rows").items():
+                names, found = self._link.each([("HGETALL", f"{base}:names"), ("HGETALL", f"{base}:rows")])
+                for digest, row in found.items():
                     if digest in names:
                         stored, token = row_of(RecordKey(owner, digest.decode()), row, names[digest])
                         self._writer.knows(stored.key, token)

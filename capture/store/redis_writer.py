@@ -41,6 +41,10 @@ from capture.store.redis_parts import (
 
 #: Bytes of requests that are sent without asking first whether the server has others already.
 UNASKED_BYTES: Final = 8 << 10
+#: The same for requests that are drawn into the reservoir.
+DRAWN_BYTES: Final = 256 << 10
+#: Model versions of a fleet; calls of a further one are turned away until one is forgotten. Anyone can name models.
+MAX_OWNERS: Final = 4096
 #: Names that a writer remembers of each kind; beyond it it forgets all, which costs bytes only.
 MAX_REMEMBERED: Final = 100_000
 #: A script that says twice what it lacks, and lacks it still, never has enough.
@@ -79,6 +83,8 @@ class RedisWriter:
         self._named: set[RecordKey] = set()
         self._owner_of_held: dict[str, ModelVersion] = {}
         self._listed: set[ModelVersion] = set()
+        #: Model versions whose threshold the server told.
+        self._told_cuts: set[ModelVersion] = set()
 
     def knows(self, key: RecordKey, token: str) -> None:
         """The store has this signature, with a sample of this token."""
@@ -136,12 +142,14 @@ class RedisWriter:
     def _send(self, job: _Job, part: OwnerPart, number: str) -> None:
         """Apply one part: first without what the server may have already."""
         owner, batch = part.owner, job.batch
-        self._list(owner, part.last_seen)
+        if not self._list(owner, part.last_seen, bounded=batch.bounds is not None):
+            job.told.turned_away.update({RecordKey(owner, digest): calls for digest, calls in part.calls.items()})
+            job.told.refused.update({row[0]: RecordKey(owner, row[1]) for row in part.held})
+            return
         token = f"{self._name}-{number}"
         message = part_message(part, batch, token) | {"writer": self._name, "number": number}
-        small = sum(map(len, part.blobs.values())) <= UNASKED_BYTES
         names = {digest for digest in part.signatures if RecordKey(owner, digest) not in self._named}
-        bodies = set(part.blobs) if small else set()
+        bodies = self._unasked(part)
         for _ in range(MAX_ROUNDS):
             answer = self._link.run("apply", self._base(owner), message, *fill(part, names, bodies))
             if not (answer.get("names") or answer.get("bodies")):
@@ -157,6 +165,14 @@ class RedisWriter:
             job.sizes[owner] = part.last_seen, False
             return
         self._hear(job, part, token, answer)
+
+    def _unasked(self, part: OwnerPart) -> set[str]:
+        """Whose requests are sent at once: all, if they are few bytes; and those that are drawn, where the threshold is
+        known and few are drawn in vain."""
+        if sum(map(len, part.blobs.values())) <= UNASKED_BYTES:
+            return set(part.blobs)
+        drawn = {row[0] for row in part.held if row[2] is not False} if part.owner in self._told_cuts else set()
+        return drawn if sum(len(part.blobs[name]) for name in drawn) <= DRAWN_BYTES else set()
 
     def _hear(self, job: _Job, part: OwnerPart, token: str, answer: dict[str, Any]) -> None:
         """Take up what the server says of a part."""
@@ -184,13 +200,19 @@ class RedisWriter:
         told.evicted.extend(RecordKey(owner, digest) for digest in answer["evicted"])
         if "cut" in answer:
             told.cuts[owner] = float(answer["cut"])
+            self._told_cuts.add(owner)
         job.sizes[owner] = part.last_seen, int(answer["bytes"])
 
-    def _list(self, owner: ModelVersion, last_seen: float) -> None:
-        """The model version must be found before anything is stored of it."""
+    def _list(self, owner: ModelVersion, last_seen: float, *, bounded: bool) -> bool:
+        """The model version must be found before anything is stored of it. False where there are too many."""
         if owner not in self._listed:
-            self._link.client.zadd(f"{self._fleet}:owners", {member(owner): last_seen}, gt=True)
+            key = f"{self._fleet}:owners"
+            known, count = self._link.each([("ZSCORE", key, member(owner)), ("ZCARD", key)])
+            if known is None and bounded and count >= MAX_OWNERS:
+                return False
+            self._link.client.zadd(key, {member(owner): last_seen}, gt=True)
             self._listed.add(owner)
+        return True
 
     def _release(self, job: _Job, released: dict[str, tuple[float | None, bool]], number: str) -> None:
         """Held-out requests lose roles. Setting them twice is setting them once."""
@@ -273,8 +295,8 @@ class RedisWriter:
         answer = self._link.run("fleet", self._fleet, message)
         if answer.get("again"):
             return
-        job.told.anew = bool(answer["anew"])
-        if job.told.anew:
+        if answer["anew"]:
+            job.told.warnings.append("the server had lost the store: begun anew")
             self._listed.clear()
         if answer["forget"]:
             self._forget(batch)

@@ -70,7 +70,7 @@ def test_what_passes_while_the_server_is_stopped_is_written_once_it_goes_on(serv
         counters = worker.counters.snapshot()
         assert (counters["store_dropped"], counters["requests_proven"]) == (0, 15)
         assert worker.counters.total()["store_delay_us"] == 0
-    assert stored(url) == (30, 3)
+    assert stored(server.url) == (30, 3)
 
 
 def test_a_worker_begins_while_the_server_is_away_and_outlives_its_death(server: Server) -> None:

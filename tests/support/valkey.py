@@ -28,14 +28,28 @@ def debian_redis() -> str | None:
 class Server:
     """One server on loopback, with a directory of its own. Started anew on the same port by :meth:`start`."""
 
-    def __init__(self, directory: Path, *options: str, binary: str | None = None) -> None:
+    def __init__(self, directory: Path, *options: str, binary: str | None = None, cluster: bool = False) -> None:
         self.directory = directory
-        self.port = free_port()
-        self.options: Sequence[str] = options
+        self._given = options
+        self._cluster = cluster
         self._binary = binary or str(get_binary_path())
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True, exist_ok=True)
-        self.start()
+        for last in (False, False, True):
+            self._choose_ports()
+            try:
+                self.start()
+            except AssertionError:
+                # Somebody took the port in this moment.
+                if last or "in use" not in (directory / "log").read_text():
+                    raise
+            else:
+                return
+
+    def _choose_ports(self) -> None:
+        self.port, self.bus = free_port(), free_port()
+        cluster = ("--cluster-enabled", "yes", "--cluster-port", str(self.bus), "--cluster-node-timeout", "2000")
+        self.options: Sequence[str] = (*self._given, *(cluster if self._cluster else ()))
 
     @property
     def url(self) -> str:
@@ -93,13 +107,7 @@ class Cluster:
         self.nodes: list[Server] = []
         try:
             for number in range(3 + replica):
-                bus = free_port()
-                self.nodes.append(
-                    Server(
-                        directory / str(number),
-                        *("--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-node-timeout", "2000"),
-                    )
-                )
+                self.nodes.append(Server(directory / str(number), cluster=True))
             self._join()
         except BaseException:
             self.__exit__()
@@ -112,8 +120,7 @@ class Cluster:
             client.execute_command("CLUSTER ADDSLOTSRANGE", first, last)
             client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
         for node in self.nodes[1:]:
-            bus = node.options[3]
-            clients[0].execute_command("CLUSTER MEET", "127.0.0.1", node.port, bus)
+            clients[0].execute_command("CLUSTER MEET", "127.0.0.1", node.port, node.bus)
         until(lambda: all(b"cluster_state:ok" in self._info(client) for client in clients), "a cluster")
         if spare := clients[3:]:
             name = clients[2].execute_command("CLUSTER MYID")

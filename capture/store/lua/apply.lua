@@ -47,7 +47,7 @@ local names, bodies, cut = {}, {}, bounds and threshold()
 local coming = {}
 for _, one in ipairs(message.seen) do
   coming[one[1]] = true
-  if not one[2] and call('HEXISTS', NAMES, one[1]) == 0 then names[#names + 1] = one[1] end
+  if not one[2] and call('HEXISTS', ROWS, one[1]) == 0 then names[#names + 1] = one[1] end
 end
 for _, one in ipairs(message.samples) do
   local row = row_of(one[1])
@@ -128,17 +128,23 @@ local function add_names(map, more)
     map[name] = (map[name] or 0) + more[at + 1]
   end
 end
+-- What many signatures have in common is written once: the hours that have blocks, and the calls of each hour.
+local hours, calls_of = {}, {}
 local function add_blocks(digest, more)
-  for at = 1, #more, 3 do
-    local hour, client, calls = more[at], more[at + 1], more[at + 2]
-    local key = block_key(hour)
+  local at = 1
+  while at <= #more do
+    local hour, key = more[at], block_key(more[at])
     local text = call('HGET', key, digest)
     local clients = text and unpacked(text) or {}
-    if clients[client] == nil and size_of(clients) >= most then client = other end
-    if clients[client] == nil then total.blocks = total.blocks + 1 end
-    clients[client] = (clients[client] or 0) + calls
+    while more[at] == hour do
+      local client = more[at + 1]
+      if clients[client] == nil and size_of(clients) >= most then client = other end
+      if clients[client] == nil then total.blocks = total.blocks + 1 end
+      clients[client] = (clients[client] or 0) + more[at + 2]
+      at = at + 3
+    end
     call('HSET', key, digest, pack(clients))
-    call('ZADD', HOURS, hour, string.format('%.0f', hour))
+    hours[hour] = true
   end
 end
 
@@ -168,13 +174,18 @@ for _, one in ipairs(message.seen) do
       row[SEEN_HOURS] = row[SEEN_HOURS] + one[7]
     end
     row[16] = math.max(row[16] or -1, hour)
-    if one[5] > 0 then call('HINCRBY', CALLS, string.format('%.0f', hour), one[5]) end
+    if one[5] > 0 then calls_of[hour] = (calls_of[hour] or 0) + one[5] end
     add_names(row[BY_SHAPE], one[8])
     add_names(row[BY_SENDER], one[9])
     add_blocks(digest, one[10])
     changed[digest] = true
   end
 end
+
+for hour, calls in pairs(calls_of) do
+  call('HINCRBY', CALLS, string.format('%.0f', hour), string.format('%.0f', calls))
+end
+for hour in pairs(hours) do call('ZADD', HOURS, hour, string.format('%.0f', hour)) end
 
 for _, digest in ipairs(message.evicted) do evict(digest) end
 

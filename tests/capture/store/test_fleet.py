@@ -12,6 +12,7 @@ from contextlib import closing
 import pytest
 
 from capture.admission_moves import move
+from capture.store import redis_writer
 from capture.store.base import HOUR, Batch, Bounds, Move, Store, StoreError, open_store
 from capture.store.redis_parts import RUN_SECONDS
 from capture.store.redis_store import RedisStore
@@ -307,6 +308,21 @@ def test_the_threshold_that_all_are_told_keeps_requests_from_being_proposed(make
     assert sum(row.draw is not None for row in a.store.held_out_index()) == 16
 
 
+def test_names_of_models_are_bounded(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_writer, "MAX_OWNERS", 2)
+    a = make("a")
+    for version in ("1", "2", "3"):
+        a.call(ONE, version=version)
+        a.call(ONE, version=version)
+    told = a.flush()
+    assert told.turned_away == {key_of(ONE, "3"): 2}
+    assert {row.key.owner.version for row in a.store.signatures()} == {"1", "2"}
+    # Known ones are counted on.
+    a.call(ONE, version="1")
+    a.flush()
+    assert hits(a.store) == {"a": 5}
+
+
 def test_forgetting_is_done_by_one_of_them(make: Make) -> None:
     a, b = make("a"), make("b")
     a.call(ONE)
@@ -390,7 +406,7 @@ def test_a_server_that_lost_everything_gets_it_again(make: Make) -> None:
     for _ in range(3):
         a.call(ONE, body=b"x")
     a.flush()
-    assert not a.told.anew
+    assert not a.told.warnings
     store = a.store
     assert isinstance(store, RedisStore)
     for key in store._link.client.scan_iter(f"{store._prefix}:*"):
@@ -398,7 +414,7 @@ def test_a_server_that_lost_everything_gets_it_again(make: Make) -> None:
     a.now += 60
     a.call(ONE, body=b"counted, and told that there is no sample")
     told = a.flush()
-    assert told.anew
+    assert told.warnings == ["the server had lost the store: begun anew"]
     assert told.lacking == {key_of(ONE): (True, True)}
     for body in (b"sample", b"further"):
         a.now += 60

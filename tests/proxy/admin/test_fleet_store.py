@@ -64,6 +64,6 @@ def test_a_sidecar_of_a_fleet(tmp_path_factory: pytest.TempPathFactory, tmp_path
         assert f"store: {shown}" in config.stdout
         log = "\n".join(sidecar.lines)
         assert '"store failed"' in log
-        assert '"store begun anew: the server had lost it"' in log
+        assert 'the server had lost the store: begun anew"' in log
         for text in (log, config.stdout, *(one.decode() for one in told), *map(repr, files)):
             assert PASSWORD not in text
