@@ -3,19 +3,18 @@ a local directory."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from capture.export.manifest import MANIFEST_SUFFIX, own_files
+from capture.export.manifest import MANIFEST_SUFFIX
 from capture.export.tfrecord import WARMUP_PATH
 from replay.publishing.addresses import Address, is_url, parse
 from replay.publishing.promotion import SAVED_MODEL, Area, begun, finish, promote, under_way
 from replay.publishing.scratch import Scratch
 from replay.publishing.target import Found, open_address
-from replay.refreshing.local import LocalPlace
+from replay.refreshing.local import LocalPlace, is_of
 from replay.refreshing.place import Files, Place, Version
 
 _MANIFEST: Final = WARMUP_PATH + MANIFEST_SUFFIX
@@ -100,7 +99,7 @@ class RemotePlace:
         area, target = self._area(version), self._area(version).target
         file, described = (area.at(f"{version.name}/{name}") for name in (WARMUP_PATH, _MANIFEST))
         there, told = target.read(file), target.read(described)
-        if there is not None and told is not None and _is_of(told, there):
+        if told is not None and is_of(told, there):
             target.write(described + _PREVIOUS, told)
         target.write(described, manifest)
         if there is not None:
@@ -130,8 +129,3 @@ def _numbers(area: Area) -> list[str]:
 def _looked_at(name: str, staged: bool, files: Mapping[str, Found], complete_when: str) -> Version:
     missing = next((file for file in (complete_when, SAVED_MODEL) if file not in files), "")
     return Version(name, staged, missing, WARMUP_PATH in files)
-
-
-def _is_of(manifest: bytes, file: bytes) -> bool:
-    """Whether this manifest is this file's."""
-    return hashlib.sha256(file).hexdigest() in (own_files(manifest) or {}).values()

@@ -124,6 +124,8 @@ class _Pass:
             self._wrote = False
             try:
                 found.append(self._one(version, names))
+                if found[-1].what is What.PROMOTED:
+                    names.add(version.name)
             except TensorFlowMissing:
                 raise
             except (UserError, SavedModelError, OSError) as error:
@@ -165,10 +167,11 @@ class _Pass:
             return Outcome(self._job.model, version.name, What.UNCHANGED, text, count, left_out, self._now())
         known, outcome = self._job.tried.get(version.name, ("", None))
         if outcome is not None and known == fingerprint:
-            if outcome.what is not What.FAILED:
-                return replace(outcome, at=self._now())
-            if self._now() < outcome.at + RETRY_SECONDS:
+            if outcome.what is What.FAILED and self._now() < outcome.at + RETRY_SECONDS:
                 return outcome
+            # What is held back goes out once nothing is served any more.
+            if outcome.what is not What.FAILED and not self._may_be_cold(version, served):
+                return replace(outcome, at=self._now())
         try:
             made = make(self._source, found, trial=self._trial)
         except TrialError as error:

@@ -82,7 +82,7 @@ class LocalPlace:
         # The manifest first: a version is done once it has its file, and then nothing may be missing. One that a killed
         # run left does not replace the one of the file that is there.
         write_atomically(
-            described, manifest, check=lambda _: None, mode=mode, keep_previous=_is_of(_read(described), _read(path))
+            described, manifest, check=lambda _: None, mode=mode, keep_previous=is_of(_read(described), _read(path))
         )
         write_atomically(path, warmup, check=lambda data: _check(data), mode=mode, keep_previous=True)
 
@@ -149,7 +149,7 @@ def _read(path: Path) -> bytes | None:
         return None
 
 
-def _is_of(manifest: bytes | None, file: bytes | None) -> bool:
+def is_of(manifest: bytes | None, file: bytes | None) -> bool:
     """Whether this manifest is this file's."""
     if manifest is None or file is None:
         return False

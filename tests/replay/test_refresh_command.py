@@ -151,6 +151,31 @@ def test_the_settings_reach_the_job(tmp_path: Path) -> None:
     assert (job.in_place, job.promote_cold) == (True, "never")
 
 
+@pytest.mark.parametrize("name", ["history.jsonl", "ages.json"])
+def test_a_disk_that_fails_one_model_ends_neither_the_others_nor_the_watch(
+    settings: Path, tmp_path: Path, name: str
+) -> None:
+    told = yaml.safe_load(settings.read_text())
+    told["models"][0]["retire_after"] = 1e8
+    jobs = jobs_of(from_data(told))
+    # A directory where a file is to be: what a disk says that fails.
+    (tmp_path / "m" / ".warmtap" / name).mkdir(parents=True)
+    passes = []
+
+    def rest(_: float) -> None:
+        passes.append(True)
+        if len(passes) == 2:
+            raise SystemExit
+
+    lines: list[str] = []
+    with pytest.raises(SystemExit):
+        lines += watch(from_data(told), jobs, 10.0, rest)
+    failed = [line for line in lines if "event=failed model=m " in line]
+    assert len(failed) == 1
+    assert "Is a directory" in failed[0]
+    assert any("event=published model=n version=2" in line for line in lines)
+
+
 def test_jobs_that_began_together_do_not_stay_together(settings: Path) -> None:
     told = from_data({**yaml.safe_load(settings.read_text()), "jitter": 0.5, "prometheus": ""})
     rests: list[float] = []

@@ -134,6 +134,17 @@ def test_a_version_on_which_nothing_runs(
     assert not list((base / "7").rglob("tf_serving_warmup_requests*"))
 
 
+def test_only_the_first_version_goes_out_cold(base: Path, staging: Path, fill: Callable[..., Store]) -> None:
+    for name in ("7", "8"):
+        saved_model(staging / name)
+    todo, store = job(base, staging=staging), fill("gone")
+    assert [one[1] for one in passed(todo, store)] == [What.PROMOTED, What.HELD]
+    assert passed(todo, store)[1][1] is What.HELD
+    # And the next one where the first was taken back.
+    (base / "7").rename(base.parent / "away")
+    assert [one[:2] for one in passed(todo, store)] == [("8", What.PROMOTED)]
+
+
 def test_a_trainers_own_file_of_which_nothing_runs(base: Path, staging: Path, fill: Callable[..., Store]) -> None:
     """It would stop the server from loading the version."""
     version = saved_model(staging / "7")
