@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from importlib import import_module
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,9 @@ from capture.store.base import SERVERS, Store, open_store
 
 #: What ``--format`` may say.
 KINDS: Final = ("tfrecord", "eas-bin", "eas-txt", "jsonl", STORE)
+#: Where files are fetched from first (docs/publish.md), by a module that is loaded only then.
+URLS: Final = frozenset({"file", "s3", "oss", "gs"})
+FETCHER: Final = ("replay.publishing.fetching", "fetched")
 _BY_SUFFIX: Final = {".txt": "eas-txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".bin": "eas-bin"}
 _SQLITE: Final = b"SQLite format 3\0"
 
@@ -34,9 +38,16 @@ def read_any(
     is in the result."""
     if form and form not in KINDS:
         raise UserError(f"--format {form}: no such format; one of: {', '.join(KINDS)}")
-    path = Path(name)
     if is_store(name, form):
         return _read_store(name, model, allow_shared)
+    if name.partition("://")[0].lower() in URLS and "://" in name:
+        module, function = FETCHER
+        with getattr(import_module(module), function)(name) as path:
+            return _read_file(path, form, model, dialect)
+    return _read_file(Path(name), form, model, dialect)
+
+
+def _read_file(path: Path, form: str, model: str | None, dialect: str) -> Contents:
     if path.is_dir():
         if (path / WARMUP_PATH).is_file() and form in ("", "tfrecord"):
             path = path / WARMUP_PATH

@@ -89,7 +89,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _translated(error: BaseException, address: Address, doing: str) -> Exception:
     chain = list(_chain(error))
     names = {kind.__name__ for one in chain for kind in type(one).__mro__}
-    codes = {code for one in chain for code in _codes(one)}
+    codes = {code for one in chain for code in _codes(one)} - {""}
     where = str(address)
     bucket = f"{address.scheme}://{address.bucket}"
     if "NoSuchBucket" in codes | names:
@@ -106,7 +106,8 @@ def _translated(error: BaseException, address: Address, doing: str) -> Exception
         return FileNotFoundError(where)
     if names & _UNREACHABLE or isinstance(error, asyncio.TimeoutError | ConnectionError):
         return UserError(f"{where}: the store cannot be reached to {doing}; is the endpoint right, and the network up?")
-    said = next(iter(sorted(codes)), type(error).__name__)
+    # A code in words says more than a status.
+    said = " ".join(sorted(codes, key=str.isdigit)) or type(error).__name__
     return UserError(f"{where}: cannot {doing}: the store answers {said}; try again, and look at the store")
 
 

@@ -198,7 +198,7 @@ def test_a_kill_at_any_write_leaves_no_version_or_the_whole_one(
     assert step > 3 * len(ALL)
 
 
-@pytest.mark.parametrize(("staging", "steps"), [("s3", (3, 8)), ("file", (12, 15))])
+@pytest.mark.parametrize(("staging", "steps"), [("s3", (3, 8)), ("file", (8, 12))])
 def test_a_kill_with_a_real_store(
     staging: str, steps: tuple[int, ...], s3: Target, tmp_path: Path, killer: Callable[..., int]
 ) -> None:
