@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +21,8 @@ from replay.publishing.store_errors import CREDENTIALS, no_bucket, told
 from replay.publishing.target import Found
 
 _BLOCK: Final = 1 << 20
+#: From this size on oss2 sends and fetches in parts (oss2.defaults.multiget_threshold, which ossfs goes by).
+OSS_PARTS_BYTES: Final = 100 << 20
 #: Tags of content, in the order in which they are looked for; a date tells where nothing else does (ossfs).
 _TAGS: Final = ("ETag", "etag", "md5Hash", "LastModified", "mtime")
 
@@ -108,7 +111,7 @@ class ObjectTarget:
     def put(self, path: str, source: Path) -> Found:
         size = source.stat().st_size
         with self._told(f"write {path}"):
-            self._fs.put_file(os.fspath(source), self._key(path))
+            self._move(self._fs.put_file, os.fspath(source), self._key(path), size)
         found = self._checked(path, size)
         # Of an object that was sent in one piece the tag is the MD5, unless a key service encrypted it.
         if _is_md5(found.tag) and found.tag != _md5(source):
@@ -118,7 +121,7 @@ class ObjectTarget:
     def get(self, path: str, destination: Path) -> None:
         before = self._checked(path)
         with told(self._address, f"read {path}"):
-            self._fs.get_file(self._key(path), os.fspath(destination))
+            self._move(self._fs.get_file, self._key(path), os.fspath(destination), before.size)
         if destination.stat().st_size != before.size or self._checked(path).tag != before.tag:
             raise UserError(f"{self.url}/{path}: changed while it was read; try again")
 
@@ -134,6 +137,18 @@ class ObjectTarget:
                 self._fs.rm_file(self._key(path))
         except FileNotFoundError:
             return
+
+    def _move(self, move: Callable[..., object], source: str, destination: str, size: int) -> None:
+        """Send or fetch a file. For big ones oss2 notes its parts in the user's home, where a service may have none and
+        nothing clears up: they are noted in a directory of their own."""
+        if self._address.scheme != "oss" or size < OSS_PARTS_BYTES:
+            move(source, destination)
+            return
+        from oss2.resumable import make_download_store, make_upload_store
+
+        make = make_upload_store if move == self._fs.put_file else make_download_store
+        with tempfile.TemporaryDirectory(prefix="warmtap-") as noted:
+            move(source, destination, store=make(noted))
 
     def _key(self, path: str) -> str:
         return f"{self._root}/{path}" if path else self._root

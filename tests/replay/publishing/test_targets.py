@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import ossfs.base
+import ossfs.core
 import pytest
 
 from capture.errors import UserError
@@ -60,8 +62,13 @@ def test_directories_and_files_are_listed_by_name(target: Target) -> None:
     assert target.files("m/10") == target.files("m/10")
 
 
-def test_files_go_there_within_and_back(target: Target, tmp_path: Path) -> None:
-    # Above the size from which clients send and fetch in parts (ossfs: 10 MiB, s3fs fetches 50 MiB at a time).
+def test_files_go_there_within_and_back(target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A service has no home.
+    (tmp_path / "no-directory").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "no-directory"))
+    # ossfs hands over to oss2's parts from 100 MiB on, which oss2 makes from 10 MiB on.
+    monkeypatch.setattr(ossfs.core, "SIMPLE_TRANSFER_THRESHOLD", 1 << 20)
+    monkeypatch.setattr(object_target, "OSS_PARTS_BYTES", 1 << 20)
     data = os.urandom(1 << 20) * 11
     (tmp_path / "sent").write_bytes(data)
     put = target.put("m/1/variables/data", tmp_path / "sent")
@@ -158,6 +165,10 @@ def test_a_tag_that_is_no_md5_is_no_error(s3: Target, tmp_path: Path, monkeypatc
     (tmp_path / "file").write_bytes(b"12345678" * 300_000)
     monkeypatch.setattr(object_target, "_md5", lambda _: "0" * 32)
     assert s3.put("a", tmp_path / "file").size == 2_400_000
+
+
+def test_the_size_from_which_ossfs_goes_in_parts() -> None:
+    assert ossfs.base.SIMPLE_TRANSFER_THRESHOLD == object_target.OSS_PARTS_BYTES
 
 
 def test_what_changes_while_it_is_read_is_an_error(s3: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
