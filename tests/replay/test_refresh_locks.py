@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -142,7 +143,8 @@ def test_the_lock_of_a_real_store(valkey: Server, tmp_path: Path) -> None:
     from capture.store.redis_lock import RedisLock
     from capture.store.redis_store import RedisStore
 
-    open_store(valkey.url, create=True).apply(Batch("run"))
+    with closing(open_store(valkey.url, create=True)) as store:
+        store.apply(Batch("run"))
 
     def connect() -> tuple[RedisLock, Callable[[], None]]:
         store = open_store(valkey.url)
@@ -154,8 +156,9 @@ def test_the_lock_of_a_real_store(valkey: Server, tmp_path: Path) -> None:
     assert first.holds()
     assert not second.acquire()
     # Its time is over: as if its holder had been stopped for longer.
-    for name in valkey.client().scan_iter("*lock*"):
-        valkey.client().delete(name)
+    with valkey.client() as client:
+        for name in client.scan_iter("*lock*"):
+            client.delete(name)
     assert second.acquire()
     assert not first.holds()
     first.release()
