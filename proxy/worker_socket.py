@@ -67,6 +67,8 @@ class WorkerSocket:
         self._sock: socket.socket | None = None
         self._inode = (0, 0)
         self._open = asyncio.Event()
+        #: An event loop waits for a descriptor once: a second sock_accept would take the place of the first, for good.
+        self._turn = asyncio.Lock()
 
     def listen(self) -> None:
         """Workers find it from now on; a successor does this when it has taken over. Raises OSError."""
@@ -82,7 +84,8 @@ class WorkerSocket:
         assert self._sock is not None
         while True:
             try:
-                link, _ = await loop.sock_accept(self._sock)
+                async with self._turn:
+                    link, _ = await loop.sock_accept(self._sock)
             except OSError as error:
                 log.error("cannot accept a worker", extra={"fields": {"error": error}})
                 await asyncio.sleep(_RETRY)
