@@ -68,7 +68,7 @@ def decide_static(
 ) -> Decision:
     """Judge by names alone: each record must fit the SignatureDefs, and each judged request find its executor key among
     theirs."""
-    reasons = []
+    reasons, notes = [], []
     for record in records.values():
         try:
             executor_key(record, defs)
@@ -76,12 +76,16 @@ def decide_static(
             reasons.append(f"record {record.digest[:15]} {record}: this model refuses it: {misfit}")
     covered = groups(records.values(), defs)
     for one in evidence.judged:
-        if one.key not in covered and one.proven:
-            reasons.append(f"{one.signature}: would build a graph; {explanation(one.signature, records.values())}")
-    classed = any(one.level for one in evidence.judged)
-    notes = (
-        ["names do not tell whether a class of shapes or values is in the file: that must be run"] if classed else []
-    )
+        if one.key in covered:
+            continue
+        why = explanation(one.signature, records.values())
+        if one.proven:
+            reasons.append(f"{one.signature}: would build a graph; {why}")
+        else:
+            # A run would tell: it fails by itself, or it builds.
+            notes.append(f"{one.signature}: not judged, production never saw it succeed: that must be run; {why}")
+    if any(one.level for one in evidence.judged):
+        notes.append("names do not tell whether a class of shapes or values is in the file: that must be run")
     return _decision(evidence, reasons, notes, best="fits", unreadable=unreadable)
 
 

@@ -41,7 +41,7 @@ class WatchCounts:
         if finding.kind == "miss":
             for name, rise in finding.rises.items():
                 self._values[_RISES[name]][()] += rise
-            self._values[_SUSPECTS][()] += len(finding.suspects)
+            self._values[_SUSPECTS][()] += sum(not one.known for one in finding.suspects)
 
     def unreachable(self) -> None:
         """One that got no answer."""

@@ -24,8 +24,11 @@ BUILDS: Final = ":tensorflow:core:graph_build_calls"
 COMPILATIONS: Final = ":tensorflow:core:xla_compilations"
 #: What users wait for, one of each in words.
 WATCHED: Final = {BUILDS: "graph build", COMPILATIONS: "XLA compilation"}
-#: These rise with every load (core/common_runtime/direct_session.cc; cc/saved_model/loader.cc).
-LOADS: Final = (":tensorflow:core:session_created", ":tensorflow:cc:saved_model:load_attempt_count")
+#: These rise with every load (cc/saved_model/loader.cc): by one, and by the microseconds that it took, which no two
+#: processes share. (session_created, next to them, is a flag that is exported as 0: core/common_runtime/session.cc.)
+LOADS: Final = (":tensorflow:cc:saved_model:load_attempt_count", ":tensorflow:cc:saved_model:load_latency")
+#: This one rises with every call (core/common_runtime/direct_session.cc).
+CALLS: Final = ":tensorflow:core:direct_session_runs"
 #: Seconds by which the clocks of this machine and the sidecar's may differ.
 CLOCKS: Final = 1.0
 
@@ -51,10 +54,12 @@ class Scrape:
 
 class Suspect(NamedTuple):
     """A signature that was first seen on a model version when the server built. ``explained``: how it differs from the
-    nearest one seen before, "" if there is none."""
+    nearest one seen before, "" if there is none. ``known``: it was seen before and called then, by a server that had
+    not built it: one that was restarted, or another one in front of which the same store is filled."""
 
     row: StoredSignature
     explained: str
+    known: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +113,7 @@ def judge(before: Scrape | None, after: Scrape) -> Finding:
     if before is None or BUILDS not in before.counters:
         return Finding("first", since, after.at, {})
     fallen = [
-        name for name in (*WATCHED, *LOADS) if after.counters.get(name, 0.0) < before.counters.get(name, 0.0)
+        name for name in (*WATCHED, *LOADS, CALLS) if after.counters.get(name, 0.0) < before.counters.get(name, 0.0)
     ]  # fmt: skip
     if fallen:
         return Finding("restarted", since, after.at, {})
@@ -127,14 +132,18 @@ def _rise(name: str, before: Scrape, after: Scrape) -> int:
 
 def suspects(finding: Finding, rows: Iterable[StoredSignature], until: float) -> tuple[Suspect, ...]:
     """The signatures first seen on their model version while a miss happened, or up to ``until``: a call is seen when
-    it has ended, and it may have built long before that. Those of most calls first."""
-    known = list(rows)
+    it has ended, and it may have built long before that. Those of most calls first. Where there is none, those that
+    were called then, of fewest calls first: what is called all the time was built long ago."""
+    rows = list(rows)
     begin = finding.since - CLOCKS
-    older: dict[RecordKey, WireSignature] = {row.key: row.signature for row in known if row.first_seen < begin}
+    older: dict[RecordKey, WireSignature] = {row.key: row.signature for row in rows if row.first_seen < begin}
     found = []
-    for row in known:
+    for row in rows:
         if begin <= row.first_seen <= until:
             others = [one for key, one in older.items() if key.owner[:2] == row.key.owner[:2]]
             near = nearest(row.signature, others)
             found.append(Suspect(row, "" if near is None else f"than {near[0].digest[:15]}: {'; '.join(near[1])}"))
-    return tuple(sorted(found, key=lambda one: (-one.row.hits, one.row.key)))
+    if found:
+        return tuple(sorted(found, key=lambda one: (-one.row.hits, one.row.key)))
+    called = [Suspect(row, "", known=True) for row in rows if row.first_seen < begin <= row.last_seen]
+    return tuple(sorted(called, key=lambda one: (one.row.hits, one.row.key)))

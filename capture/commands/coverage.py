@@ -132,7 +132,7 @@ def _judge(
         raise UserError(
             f"store {name}: nothing captured of model {where} that {file.form} could hold; see `capture ls`"
         )
-    defs, keys = _defs(source, model, version, saved_model)
+    defs, keys = _defs(source, model, version, saved_model or _model_of(Path(warmup)))
     # A body of EAS does not name its service, and that of a record is the store's.
     recorded = [replace(one, model=model) if not one.model else one for one in file.signatures]
     found = coverage(rows, [one for one in recorded if one.model == model], defs)
@@ -145,6 +145,14 @@ def _judge(
     calls, excluded = calls_of(source.blocks(model, since_hour + 1), rows, found)
     held = hold_out(calls, file.since, time.time(), block_hours)
     return Found(model, file, keys, found, bound(held, source.counted(held.since_hour), excluded))
+
+
+def _model_of(warmup: Path) -> Path | None:
+    """The version directory whose own warm-up file this is."""
+    directory = warmup if warmup.is_dir() else warmup.parent.parent
+    own = directory / WARMUP_PATH
+    there = warmup in (directory, own) and own.is_file() and (directory / "saved_model.pb").is_file()
+    return directory if there else None
 
 
 def _defs(

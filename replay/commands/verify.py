@@ -16,6 +16,7 @@ from capture.errors import UserError
 from capture.export.files import write_atomically
 from capture.export.manifest import MANIFEST_NAME, MANIFEST_SUFFIX, described_as_scrubbed, with_proof
 from capture.export.tfrecord import WARMUP_PATH
+from capture.savedmodel import read_saved_model
 from capture.signature import SignatureDef
 from capture.store.base import Store, open_store
 from replay import plot as drawing
@@ -200,6 +201,8 @@ def _run(
         try:
             file = read_warmup_file(warmup, family, model)
         except OSError as error:
+            # Where it is the model that is not there, that is what is wrong.
+            read_saved_model(saved_model)
             raise UserError(f"{warmup}: {error.strerror}; name the warm-up file with --warmup") from None
         rows = [row for row in source.signatures(model) if row.key.owner.family == family]
         if not rows:

@@ -190,14 +190,19 @@ def _tell(finding: Finding, unnamed: str, *, once: bool) -> None:
         what = " and ".join(_counted(rise, WATCHED[name]) for name, rise in finding.rises.items())
         if unnamed:
             msg = f"{what} while calls waited; for what is unknown: {unnamed}"
-        elif finding.suspects:
-            msg = f"{what} while calls waited; first seen then: {_counted(len(finding.suspects), 'signature')}"
+        elif not finding.suspects:
+            msg = f"{what} while calls waited; no signature was called then: what was called passed unseen"
+        elif finding.suspects[0].known:
+            msg = (
+                f"{what} while calls waited; no signature was first seen then: this server had not built one of"
+                f" {_counted(len(finding.suspects), 'signature')} called then, or what was called passed unseen"
+            )
         else:
-            msg = f"{what} while calls waited; no signature was first seen then: what was called passed unseen"
+            msg = f"{what} while calls waited; first seen then: {_counted(len(finding.suspects), 'signature')}"
     else:
         msg = _SAID[finding.kind]
     print(" ".join(f"{key}={value(text)}" for key, text in {**fields, "msg": msg}.items()), flush=True)
-    for row, explained in finding.suspects[:MAX_SUSPECTS]:
+    for row, explained, known in finding.suspects[:MAX_SUSPECTS]:
         told = {
             "event": "suspect",
             "signature": row.key.digest,
@@ -206,11 +211,11 @@ def _tell(finding: Finding, unnamed: str, *, once: bool) -> None:
             "hits": str(row.hits),
             "senders": ", ".join(row.senders),
             "line": str(row.signature),
-            "differs": explained or "from nothing: it is the first of its model",
+            "differs": explained or f"from nothing: it {'was called before' if known else 'is the first of its model'}",
         }
         print(" ".join(f"{key}={value(text)}" for key, text in told.items()), flush=True)
     if (more := len(finding.suspects) - MAX_SUSPECTS) > 0:
-        print(f"event=suspect msg={value(f'{more} more, of fewer calls; capture ls lists them')}", flush=True)
+        print(f"event=suspect msg={value(f'{more} more; capture ls lists them')}", flush=True)
 
 
 def _counted(count: int, what: str) -> str:

@@ -28,7 +28,8 @@ COUNTERS = (
     "/tensorflow/core/graph_build_time_usecs",
     "/tensorflow/core/graph_runs",
     "/tensorflow/core/direct_session_runs",
-    "/tensorflow/core/session_created",
+    "/tensorflow/cc/saved_model/load_attempt_count",
+    "/tensorflow/cc/saved_model/load_latency",
     XLA_COMPILATIONS,
     "/tensorflow/core/xla_compilation_time_usecs",
 )

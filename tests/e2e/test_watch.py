@@ -74,8 +74,17 @@ def test_a_warm_server_is_quiet_and_an_unseen_signature_is_named(ranking: Path, 
                 blocks = stored.blocks()
             assert {block.client.partition("-")[0] for block in blocks} == {"grpc"}
             assert sum(block.calls for block in blocks) == 3
+            # Another process in its place, with the file that lacks it: no miss before it is called again.
+            host.stop()
+            with HostProcess(copy, f"--grpc-listen={host.grpc}", f"--stats-listen={host.stats}", grpc=False, eas=False):
+                looking.wait_for("event=restarted")
+                call(place, UNSEEN)
+                miss = looking.wait_for(".*this server had not built one of .*")[0]
+                assert miss.startswith("event=miss ")
+                assert "graph_build_calls=1 " in miss
+                looking.wait_for("event=suspect .*from nothing: it was called before")
             looking.stop()
-            assert len([line for line in looking.lines if "event=miss" in line]) == 1
+            assert len([line for line in looking.lines if "event=miss" in line]) == 2
 
 
 def call_again(place: Front) -> None:
@@ -113,8 +122,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Not in the tests' output."""
 
 
-def builds(count: int, sessions: int = 1) -> str:
-    return f":tensorflow:core:graph_build_calls{{}} {count}\n:tensorflow:core:session_created{{}} {sessions}\n"
+def builds(count: int, loads: int = 1) -> str:
+    attempts = f':tensorflow:cc:saved_model:load_attempt_count{{model_path="/m/1",status="success"}} {loads}'
+    return f":tensorflow:core:graph_build_calls{{}} {count}\n{attempts}\n"
 
 
 @pytest.fixture
@@ -129,8 +139,8 @@ def store(tmp_path: Path) -> Path:
     ("second", "status", "text"),
     [
         (builds(5), 0, "event=quiet"),
-        (builds(7), 1, "no signature was first seen then: what was called passed unseen"),
-        (builds(9, sessions=2), 2, "event=loading"),
+        (builds(7), 1, "no signature was called then: what was called passed unseen"),
+        (builds(9, loads=2), 2, "event=loading"),
         (builds(1), 2, "event=restarted"),
         ("up 1\n", 2, "event=missing"),
     ],

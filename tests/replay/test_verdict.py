@@ -191,6 +191,14 @@ def test_names_that_no_record_has() -> None:
     )
 
 
+def test_names_do_not_judge_what_never_succeeded() -> None:
+    hopeless = Judged(B, str(executor_key(B, DEFS)), b"body", held_out=False, proven=False)
+    found = decide_static(Evidence([of(A), hopeless]), FILE, DEFS)
+    assert found.verdict == "fits"
+    (note,) = found.notes
+    assert note.startswith(f"{B}: not judged, production never saw it succeed: that must be run; nearest record")
+
+
 def test_a_record_that_the_model_refuses() -> None:
     gone = signature(["gone"])
     assert static(of(A), file={A.digest: A, gone.digest: gone}) == (

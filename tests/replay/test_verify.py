@@ -270,7 +270,11 @@ def test_eas_has_one_file_and_says_what_it_does_not_warm(edge: Path, tmp_path: P
         (["--warmup", "nothing"], "nothing: No such file or directory; name the warm-up file with --warmup"),
         (["--model", "other", "--format", "eas-bin"], "--warmup is needed"),
         (["--format", "zip"], "--format zip: no TensorFlow server warms up from it"),
-        (["--saved-model", "nothing"], "nothing"),
+        (["--saved-model", "nothing"], "nothing: no such directory; give the version directory"),
+        (
+            ["--saved-model", "nothing", "--warmup", "nothing/f"],
+            "nothing: no such directory; give the version directory",
+        ),
         (["--model", "rank"], "nothing captured of model rank; of tfserving it has: edge"),
     ],
 )

@@ -7,16 +7,27 @@ from dataclasses import replace
 import pytest
 
 from capture.store.base import StoredSignature
-from replay.watching import BUILDS, COMPILATIONS, LOADS, Finding, Scrape, judge, read_counters, read_status, suspects
+from replay.watching import (
+    BUILDS,
+    CALLS,
+    COMPILATIONS,
+    LOADS,
+    Finding,
+    Scrape,
+    judge,
+    read_counters,
+    read_status,
+    suspects,
+)
 from tests.support.stores import key_of, signature
 
-SESSIONS, ATTEMPTS = LOADS
+ATTEMPTS, LATENCY = LOADS
 
 
 def scrape(
     at: float, builds: float | None, *, serving: str | None = None, moving: bool = False, **more: float
 ) -> Scrape:
-    names = {"compilations": COMPILATIONS, "sessions": SESSIONS, "attempts": ATTEMPTS}
+    names = {"compilations": COMPILATIONS, "attempts": ATTEMPTS, "latency": LATENCY, "calls": CALLS}
     counters = {names[name]: count for name, count in more.items()}
     if builds is not None:
         counters[BUILDS] = builds
@@ -33,8 +44,8 @@ def scrape(
         (scrape(1, 5), scrape(2, 5, compilations=1), "miss", {COMPILATIONS: 1}),
         (scrape(1, 5, compilations=1), scrape(2, 6, compilations=3), "miss", {BUILDS: 1, COMPILATIONS: 2}),
         (scrape(1, 5, serving="m/1"), scrape(2, 6, serving="m/1"), "miss", {BUILDS: 1}),
-        # A load: by its session, by its count, by the versions that are served, by one that is on its way.
-        (scrape(1, 5, sessions=1), scrape(2, 9, sessions=2), "loading", {BUILDS: 4}),
+        # A load: by its count, by the versions that are served, by one that is on its way.
+        (scrape(1, 5, attempts=1), scrape(2, 9, attempts=2), "loading", {BUILDS: 4}),
         (scrape(1, 5), scrape(2, 9, attempts=1), "loading", {BUILDS: 4}),
         (scrape(1, 5, serving="m/1"), scrape(2, 9, serving="m/1 m/2"), "loading", {BUILDS: 4}),
         (scrape(1, 5, serving="m/1"), scrape(2, 9, serving="m/1", moving=True), "loading", {BUILDS: 4}),
@@ -43,8 +54,18 @@ def scrape(
         (scrape(1, 5), scrape(2, 6, serving="m/1"), "miss", {BUILDS: 1}),
         # Another process: also where its builds are above those of the one before.
         (scrape(1, 5), scrape(2, 4), "restarted", {}),
-        (scrape(1, 5, sessions=3), scrape(2, 9, sessions=1), "restarted", {}),
-        (scrape(1, 5, sessions=3), scrape(2, 9), "restarted", {}),
+        (scrape(1, 5, attempts=3), scrape(2, 9, attempts=1), "restarted", {}),
+        (scrape(1, 5, attempts=3), scrape(2, 9), "restarted", {}),
+        (scrape(1, 5, calls=70), scrape(2, 9, calls=3), "restarted", {}),
+        # Of as many loads as before: they took another time, so it is no miss of the first process.
+        (scrape(1, 5, attempts=1, latency=812_345), scrape(2, 9, attempts=1, latency=790_001), "restarted", {}),
+        (scrape(1, 5, attempts=1, latency=812_345), scrape(2, 9, attempts=1, latency=955_001), "loading", {BUILDS: 4}),
+        (
+            scrape(1, 5, attempts=1, latency=8, calls=7),
+            scrape(2, 6, attempts=1, latency=8, calls=9),
+            "miss",
+            {BUILDS: 1},
+        ),
         (scrape(1, 5), scrape(2, None), "missing", {}),
         (scrape(1, None), scrape(2, None), "missing", {}),
         (None, scrape(2, None), "missing", {}),
@@ -56,11 +77,12 @@ def test_what_it_means(before: Scrape | None, after: Scrape, kind: str, rises: d
     assert (found.since, found.until) == ((before or after).at, after.at)
 
 
-def row(outputs: str, first_seen: float, *, hits: int = 1, version: str = "1") -> StoredSignature:
+def row(
+    outputs: str, first_seen: float, *, last_seen: float | None = None, hits: int = 1, version: str = "1"
+) -> StoredSignature:
     one = signature(outputs.split())
-    return StoredSignature(
-        key_of(one, version), one, hits, 0, first_seen, first_seen, 1, {}, {}, False, None, 0, "", ""
-    )  # fmt: skip
+    last = first_seen if last_seen is None else last_seen
+    return StoredSignature(key_of(one, version), one, hits, 0, first_seen, last, 1, {}, {}, False, None, 0, "", "")
 
 
 MISS = Finding("miss", 100.0, 130.0, {BUILDS: 1})
@@ -71,6 +93,14 @@ def test_suspects_are_what_was_first_seen_then() -> None:
     found = suspects(MISS, [old, early, late, after], until=135.0)
     assert [one.row for one in found] == [late, early]
     assert found[0].explained == f"than {old.key.digest[:15]}: fetches also: c"
+
+
+def test_where_none_is_new_those_that_were_called_are_suspected() -> None:
+    often, seldom, idle = row("a", 5.0, last_seen=128.0, hits=900), row("b", 5.0, last_seen=110.0), row("c", 5.0)
+    found = suspects(MISS, [often, idle, seldom], until=135.0)
+    assert [(one.row, one.explained, one.known) for one in found] == [(seldom, "", True), (often, "", True)]
+    assert [one.known for one in suspects(MISS, [often, row("d", 110.0)], until=135.0)] == [False]
+    assert suspects(MISS, [idle], until=135.0) == ()
 
 
 def test_a_signature_that_is_old_on_one_version_is_new_on_the_next() -> None:
@@ -91,12 +121,12 @@ def test_counters_as_tf_serving_prints_them() -> None:
         ':tensorflow:cc:saved_model:load_attempt_count{model_path="/m/{1}",status="success"} 1\n'
         ':tensorflow:cc:saved_model:load_attempt_count{model_path="/m/2",status="fail"} 2 1700000000000\n'
         "process_cpu_seconds_total 5\n"
-        ":tensorflow:core:session_created{} 1e0\n"
+        ":tensorflow:core:direct_session_runs{} 1e0\n"
         ":tensorflow:broken{} 1-2\n"
         ":tensorflow:more\n"
         "<html>\n"
     )
-    assert read_counters(text) == {BUILDS: 12, ATTEMPTS: 3, SESSIONS: 1}
+    assert read_counters(text) == {BUILDS: 12, ATTEMPTS: 3, CALLS: 1}
 
 
 def test_the_status_of_a_model() -> None:

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from capture.binomial import clopper_pearson
 from capture.coverage_metrics import PREFIX, ROWS
-from capture.export.tfrecord import frame, prediction_log
+from capture.export.tfrecord import WARMUP_PATH, frame, prediction_log
 from capture.savedmodel import read_saved_model
 from capture.signature import wire_signature
 from capture.store.base import HOUR, Batch, ModelVersion, StoredMetadata, open_store
@@ -164,6 +164,14 @@ def test_executor_keys_of_the_version(store: Path, tmp_path: Path, ranking: Path
     ]
     # By wire signatures more seems to be missing.
     assert judged(store, file, status=1)["calls_covered"] == 4
+    # In the model's own place it is known which model that is.
+    version = tmp_path / "1"
+    (version / "assets.extra").mkdir(parents=True)
+    (version / "saved_model.pb").symlink_to(ranking / "saved_model.pb")
+    own = file.rename(version / WARMUP_PATH)
+    for named in (own, version):
+        found = judged(store, named, status=1)
+        assert (found["compared"], found["calls_covered"]) == (f"executor keys on {version}", 7)
 
 
 def test_what_the_model_server_told_of_its_signatures_serves_as_well(store: Path, tmp_path: Path) -> None:
