@@ -270,15 +270,15 @@ def test_a_half_closed_flow_that_is_quiet_ends(start: Start) -> None:
 def test_a_half_closed_flow_that_moves_lives_on(start: Start) -> None:
     def handle(sock: socket.socket) -> None:
         receive_all(sock)
-        for _ in range(12):
+        for _ in range(20):
             sock.sendall(b".")
             time.sleep(0.05)  # the pace under test
 
     with server(handle) as upstream:
-        relay = start(upstream, Deadlines(half_closed=0.25))
+        relay = start(upstream, Deadlines(half_closed=0.8))
         with relay.connect() as client:
             client.shutdown(socket.SHUT_WR)
-            assert receive_all(client) == b"." * 12
+            assert receive_all(client) == b"." * 20
         relay.ended("finished")
 
 

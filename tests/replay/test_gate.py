@@ -154,10 +154,10 @@ def test_rest_calls_and_the_status_of_the_model(edge: Path, tmp_path: Path, port
 
 @pytest.mark.parametrize(("on_failure", "status", "ended"), [("ready", 200, 0), ("fail", 503, 1)])
 def test_a_server_that_never_comes(on_failure: str, status: int, ended: int, source: str, port: int) -> None:
-    gate = GateProcess(source, f"http://127.0.0.1:{port}/s", "--timeout", "0.3", "--gate-on-failure", on_failure)
+    gate = GateProcess(source, f"http://127.0.0.1:{port}/s", "--timeout", "1", "--gate-on-failure", on_failure)
     gate.wait_for(f"msg={'ready' if status == 200 else 'failed'}")
     prefix = "ready" if status == 200 else "not ready"
-    assert gate.get() == (status, f"{prefix}: the server was not there within 0.3 s\n")
+    assert gate.get() == (status, f"{prefix}: the server was not there within 1 s\n")
     # It comes late, and is warmed all the same.
     with echo_server(port=port):
         until(lambda: gate.get() == (200, "ready: 2 records, 4 requests sent\n"), "warm")
@@ -170,7 +170,7 @@ def test_a_server_that_never_comes(on_failure: str, status: int, ended: int, sou
 class Loading(Echo):
     """A server behind a proxy that listens before it: its status, and 503 until it is up. What is idle is closed."""
 
-    timeout = 0.1
+    timeout = 0.3
     available, up, asked, refused, closed = False, False, 0, 0, 0
 
     def do_GET(self) -> None:
