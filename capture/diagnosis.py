@@ -101,8 +101,14 @@ def _processes(facts: Facts) -> list[Finding]:
             Finding("wrong", "the capture worker is starting: if it stays so, the disk of the store does not answer")
         )
     elif "waiting" in facts.workers:
+        pairs, missing = len(facts.workers), facts.workers.count("waiting")
+        which = (
+            "no capture worker has" if missing == pairs else f"only {pairs - missing} of {pairs} capture workers have"
+        )
         found.append(
-            Finding("wrong", "no capture worker has connected: does `capture worker --connect` run, as the same user?")
+            Finding(
+                "wrong", f"{which} connected: does `capture worker --connect` run, for each pair, as the same user?"
+            )
         )
     if facts.store.error:
         found.append(Finding("wrong", f"the store cannot be read: {facts.store.error}"))

@@ -28,10 +28,10 @@ MAX_LAYOUTS: Final = 4
 FIRST_MISSES: Final = 32
 LATER_MISSES: Final = 64
 STALE_MISSES: Final = 64 * 100
-#: Bytes of all that is remembered, and what it takes: a length, a skeleton and each of its bytes (names and shapes are
-#: there again as text and numbers).
+#: Bytes of all that is remembered, and what it takes: a length, a skeleton, each of its pieces (and where that is cut)
+#: and each of its bytes (names and shapes are there again as text and numbers).
 MEMO_BYTES: Final = 8 << 20
-_LENGTH_COST, _SKELETON_COST, _BYTE_COST = 500, 1000, 12
+_LENGTH_COST, _SKELETON_COST, _PIECE_COST, _BYTE_COST = 500, 1000, 60, 12
 
 #: Field numbers, in TF Serving's and EAS's messages alike: a request's inputs, and an entry's value.
 _INPUTS, _VALUE = 2, 2
@@ -93,7 +93,7 @@ class Skeletons:
         size = sum(map(len, skeleton))
         if size > min(MAX_SKELETON_BYTES, len(body) // 2):
             return
-        self._room(_SKELETON_COST + _BYTE_COST * size)
+        self._room(_SKELETON_COST + _PIECE_COST * len(skeleton) + _BYTE_COST * size)
         for cut, calls in known.layouts:
             if cut(body) == skeleton:
                 calls[skeleton] = call

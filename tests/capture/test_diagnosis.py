@@ -33,6 +33,7 @@ def test_reasons_why_a_store_is_empty() -> None:
     # A disk that hangs: clients are served, and nothing is read for as long as that lasts.
     assert worst(workers=("starting",), flows_opened=5).startswith("wrong: the capture worker is starting: if it stays")
     assert worst(workers=("waiting",)).startswith("wrong: no capture worker has connected")
+    assert worst(workers=("external", "waiting")).startswith("wrong: only 1 of 2 capture workers have connected")
     assert worst(store=StoreFacts(error="s: no such store")) == "wrong: the store cannot be read: s: no such store"
     assert worst(flows_opened=10, flows_closed_connect_failed=10).startswith(
         "wrong: 127.0.0.1:2 accepted none of 10 connections"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
@@ -149,3 +150,17 @@ def test_a_request_of_many_fields_is_not_looked_through_and_memory_is_bounded() 
             counting.read(calls.predict({"x" * 200: (1, (size,))}, fill=bytes(size)))
         most = max(most, counting.skeletons.held_bytes)
     assert MEMO_BYTES // 8 < most <= MEMO_BYTES
+
+
+def test_skeletons_of_many_pieces_take_what_is_counted_for_them() -> None:
+    skeletons, spec = Skeletons(tensor_contents(lambda number: number > 2)), length_delimited(1, b"m")
+    tracemalloc.start()
+    most = 0
+    for place in range(160):
+        tensor = length_delimited(4, bytes(16)) * 900
+        inputs = length_delimited(2, length_delimited(1, b"x") + length_delimited(2, tensor))
+        for _ in range(2):
+            skeletons.read(place, length_delimited(1, spec) + inputs, read_predict)
+        most = max(most, tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert most <= 1.25 * MEMO_BYTES
