@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from proxy.tls import TlsEnd
 
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
+#: tcpi_state, the first byte of struct tcp_info: nothing is left of the connection (<netinet/tcp.h>).
+_TCP_CLOSE: Final = b"\x07"
 #: Bytes per recv when a socket that failed is emptied.
 _DRAIN_CHUNK: Final = 256 << 10
 
@@ -76,11 +78,15 @@ class Side(asyncio.Protocol):
         self.transport = self.tls = self.write = None
 
     def unsent(self) -> int:
-        """Bytes that the peer's kernel has not acknowledged, here or in our kernel."""
+        """Bytes that the peer's kernel has not acknowledged, here or in our kernel; 0 where it never will."""
         if self.transport is None or self.lost:
             return 0
+        sock = self.transport.get_extra_info("socket")
+        # After a reset the count stays as it was, and while reading is paused nobody hears of the reset.
+        if sock.family != socket.AF_UNIX and sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _TCP_CLOSE:
+            return 0
         count = bytearray(4)
-        fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, count)
+        fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, count)
         return self.transport.get_write_buffer_size() + int.from_bytes(count, "little")
 
     def left_over(self) -> tuple[list[bytes], bool]:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import pytest
 
 from proxy import tls
+from proxy.deadlines import Deadlines
 from tests.proxy.test_tls import SIDES, Pki, Rig
 from tests.support.certificates import Authority
 from tests.support.net_relay import RelayThread, receive_all, receive_until_end, reset, server
@@ -411,3 +412,14 @@ def test_who_makes_tls_answer_and_reads_nothing_is_not_kept_answers_for(
             press()
         assert settled(relay) == {"tls_failed": 1}
     assert 0 < relay.count("client_bytes") < 1000
+
+
+def test_who_has_left_before_the_alert_is_not_waited_for(rig: Rig, pki: Pki) -> None:
+    """The alert is answered with a reset, of which a connection that is not read any more hears nothing."""
+    context = client_context(pki.authority.ca)
+    with server(receive_all) as upstream:
+        relay = rig.relay(upstream, SIDES["clients"], deadlines=Deadlines(closing=0))
+        for _ in range(20):
+            with relay.connect() as client:
+                client.sendall(Handshake(client, context, "127.0.0.1").step() + GARBAGE)
+        assert settled(relay).keys() <= {"tls_failed", "client_reset"}
