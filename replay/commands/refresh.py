@@ -21,7 +21,7 @@ from replay.refreshing.history import History
 from replay.refreshing.job import BAD, Job
 from replay.refreshing.jobs import jobs_of
 from replay.refreshing.passes import run_pass, watch
-from replay.refreshing.settings import Model, Settings, load
+from replay.refreshing.settings import Model, Settings, check_staging, load
 from replay.refreshing.telling import log_line, sentences
 
 
@@ -76,8 +76,13 @@ def refresh(
     it fits, and of what stands in it; every record is run on that version first, and what fails is left out with its
     error. Exit code 1 if a version failed or is held back.
     """
+    if interval is not None and not repeat:
+        raise UserError("--interval: is for --watch; say both")
+    if check and history:
+        raise UserError("--check and --history: say one of them")
     if config is not None:
-        if any((saved_model_base, model, staging, state, sizes, scrub, scrub_rule, in_place, unverified, prometheus)):
+        said = (saved_model_base, model, staging, state, sizes, scrub, scrub_rule, in_place, unverified, prometheus)
+        if any((*said, retire_after, allow_shared_store, store != DEFAULT_STORE)):
             raise UserError("--config stands alone: put the other options into the file")
         try:
             settings = load(config)
@@ -101,6 +106,10 @@ def refresh(
             retire_after=retire_after,
             unverified=unverified,
         )
+        try:
+            check_staging("--", only)
+        except SettingsError as error:
+            raise UserError(str(error)) from None
         settings = Settings(
             (only,), store, allow_shared_store, prometheus="" if prometheus is None else str(prometheus)
         )

@@ -62,6 +62,7 @@ class _Told(msgspec.Struct):
 class _Published(msgspec.Struct):
     format: str
     records: list[_Told]
+    scrubbed: bool = False
     scrub_rules: list[str] = []
     files: list[dict[str, Any]] = []
 
@@ -86,6 +87,8 @@ def _run(job: EasJob, source: Store, trial: Runner, now: float) -> Outcome:
         return Outcome(
             job.model, "", What.NOTHING, "nothing to publish: no request of it may be", 0, left_out, now, True
         )
+    if not all(lock.holds() for lock in job.locks):
+        raise UserError("another job has taken the lock meanwhile; nothing was published")
     before = _read(job, made)
     if before is not None and _same(before, selection, job.rules):
         url = str(job.to.below(before.files[0]["name"]))
@@ -123,7 +126,8 @@ def _same(before: _Published, selection: Selection, rules: Rules | None) -> bool
     """Whether what is there will do."""
     hits = {record.key.digest: record.hits for record in selection.records}
     there = [one.signature for one in before.records]
-    if set(there) != set(hits) or before.scrub_rules != list(() if rules is None else rules.written):
+    scrubbed = (False, []) if rules is None else (True, list(rules.written))
+    if set(there) != set(hits) or (before.scrubbed, before.scrub_rules) != scrubbed:
         return False
     return max(hits.values()) <= OVERTAKES * hits[there[0]]
 

@@ -170,21 +170,31 @@ def from_data(data: Any) -> Settings:
     if not settings.models and not settings.services:
         raise SettingsError("models: nothing to do: name at least one, or one of services")
     names: dict[str, str] = {}
-    bases: dict[str, str] = {}
+    places: dict[str, str] = {}
+    states: dict[str, str] = {}
     for number, model in enumerate(settings.models):
         place = f"models[{number}]"
-        for key, seen in ((model.model, names), (model.base, bases)):
-            if key in seen:
-                raise SettingsError(f"{place}: {key!r} is already {seen[key]}'s")
-            seen[key] = place
         _check(place, model)
+        _claim(names, model.model, model.model, place)
+        for name in ("base", "staging"):
+            if text := getattr(model, name):
+                _claim(places, _place(f"{place}.{name}", text), text, place)
+        _claim(states, _path(model.state_directory), str(model.state_directory), place)
     for number, service in enumerate(settings.services):
         place = f"services[{number}]"
-        if service.service in names:
-            raise SettingsError(f"{place}: {service.service!r} is already {names[service.service]}'s")
-        names[service.service] = place
         _check_service(place, service)
+        _claim(names, service.service, service.service, place)
+        _claim(places, _place(f"{place}.to", service.to), service.to, place)
+        _claim(states, _path(service.state), service.state, place)
     return settings
+
+
+def _claim(taken: dict[str, str], key: str, text: str, place: str) -> None:
+    """What one model or service has is no other's: of two that share versions, lock or history neither would know what
+    became of its own. Raises SettingsError."""
+    if key in taken:
+        raise SettingsError(f"{place}: {text!r} is already {taken[key]}'s")
+    taken[key] = place
 
 
 def _check_service(place: str, service: Service) -> None:
@@ -211,13 +221,8 @@ def _check_rules(place: str, one: Model | Service) -> None:
 
 
 def _check(place: str, model: Model) -> None:
-    base, staging = (_place(f"{place}.{name}", getattr(model, name)) for name in ("base", "staging"))
-    if staging == base:
-        raise SettingsError(f"{place}.staging: is the base itself, whose versions the model server loads at once")
-    parent, _, last = staging.rpartition("/")
-    if parent == base and last.isdigit():
-        raise SettingsError(f"{place}.staging: {model.staging}: the model server takes a number for a version")
-    if is_url(base) and not model.state:
+    check_staging(f"{place}.", model)
+    if is_url(_place(f"{place}.base", model.base)) and not model.state:
         raise SettingsError(f"{place}.state: must be said where the base is a URL: a local directory")
     _check_rules(place, model)
     try:
@@ -228,15 +233,30 @@ def _check(place: str, model: Model) -> None:
         raise SettingsError(f"{place}.unverified: nothing is run then, so it goes with neither scrub nor batch_sizes")
 
 
+def check_staging(place: str, model: Model) -> None:
+    """That staged versions are no served ones. Raises SettingsError; its text begins with ``place`` and the name."""
+    base, staging = (_place(f"{place}{name}", getattr(model, name)) for name in ("base", "staging"))
+    if staging == base:
+        raise SettingsError(f"{place}staging: is the base itself, whose versions the model server loads at once")
+    parent, _, last = staging.rpartition("/")
+    if parent == base and last.isdigit():
+        raise SettingsError(f"{place}staging: {model.staging}: the model server takes a number for a version")
+
+
+def _path(path: str | Path) -> str:
+    """However it is written, and through whatever links."""
+    return str(Path(path).resolve())
+
+
 def _place(place: str, text: str) -> str:
     """A path, or a URL that is none of a local file, so that two can be compared. Raises SettingsError."""
     if not is_url(text):
-        return str(Path(text)) if text else ""
+        return _path(text) if text else ""
     try:
         address = parse(text)
     except UserError as error:
         raise SettingsError(f"{place}: {error}") from None
-    return address.path if address.scheme == "file" else str(address)
+    return _path(address.path) if address.scheme == "file" else str(address)
 
 
 def markdown() -> str:

@@ -206,6 +206,19 @@ def test_a_store_that_others_may_read(settings: Path, tmp_path: Path) -> None:
     [
         ({}, "nothing to do: give --saved-model-base DIR, or --config FILE.yaml"),
         ({"config": "x", "in_place": True}, "--config stands alone: put the other options into the file"),
+        ({"config": "x", "store": "other"}, "--config stands alone: put the other options into the file"),
+        ({"config": "x", "retire_after": 9.0}, "--config stands alone: put the other options into the file"),
+        ({"config": "x", "allow_shared_store": True}, "--config stands alone: put the other options into the file"),
+        ({"config": "x", "interval": 9.0}, "--interval: is for --watch; say both"),
+        ({"config": "x", "history": True}, "--check and --history: say one of them"),
+        (
+            {"saved_model_base": "tests", "staging": "./tests"},
+            "--staging: is the base itself, whose versions the model",
+        ),
+        (
+            {"saved_model_base": "tests", "staging": "tests/5"},
+            "--staging: tests/5: the model server takes a number for",
+        ),
         ({"config": "none.yaml"}, "none.yaml: No such file or directory"),
         ({"saved_model_base": "none"}, "none: no such directory; give the one that holds the version directories"),
         (

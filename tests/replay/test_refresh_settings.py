@@ -13,6 +13,8 @@ from replay.refreshing.settings import Settings, from_data, load, markdown
 from tests.support.docs import DOCS
 
 MODEL = {"model": "m", "base": "models/m"}
+OTHER = {"model": "n", "base": "models/n"}
+SERVICE = {"service": "s", "to": "oss://b/s", "state": "states/s"}
 
 
 @pytest.mark.parametrize(
@@ -28,6 +30,21 @@ MODEL = {"model": "m", "base": "models/m"}
             "models[0].promote_cold: 'no' is not known; known are ",
         ),
         ({"models": [MODEL, MODEL]}, "models[1]: 'm' is already models[0]'s"),
+        (
+            {"models": [MODEL, {**OTHER, "base": "models/../models/m/"}]},
+            "models[1]: 'models/../models/m/' is already m",
+        ),
+        ({"models": [MODEL, {**OTHER, "staging": "models/m"}]}, "models[1]: 'models/m' is already models[0]'s"),
+        ({"models": [{**MODEL, "state": "t"}, {**OTHER, "state": "./t"}]}, "models[1]: 't' is already models[0]'s"),
+        (
+            {"services": [{**SERVICE, "state": "models/m/.warmtap"}]},
+            "services[0]: 'models/m/.warmtap' is already model",
+        ),
+        (
+            {"services": [SERVICE, {**SERVICE, "service": "t", "state": "states/t"}]},
+            "services[1]: 'oss://b/s' is already services[0]'s",
+        ),
+        ({"models": [{**MODEL, "staging": "./models/x/../m"}]}, "models[0].staging: is the base itself"),
         ({"models": [{**MODEL, "staging": "models/m"}]}, "models[0].staging: is the base itself"),
         ({"models": [{**MODEL, "staging": "models/m/7"}]}, "models[0].staging: models/m/7: the model server takes a "),
         ({"models": [{**MODEL, "scrub_rules": ["m:x=zero"]}]}, "models[0].scrub_rules: are for scrub: true"),

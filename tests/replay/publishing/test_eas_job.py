@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from capture.errors import UserError
+from capture.export.scrub_rules import Rules
 from capture.export.table import FORMATS
 from capture.settings_errors import SettingsError
 from capture.store.base import Batch, Store
@@ -18,6 +19,7 @@ from replay.publishing.target import Target, open_target
 from replay.refreshing.eas import EasJob, run_eas_job
 from replay.refreshing.history import History
 from replay.refreshing.job import Outcome, What
+from replay.refreshing.lock import FileLock
 from replay.refreshing.settings import from_data
 from replay.trial import Request, Trial, Tried
 from tests.replay.test_signature_matrix import eas
@@ -91,6 +93,32 @@ def test_only_what_changed_is_published(oss: Target, service: Path, tmp_path: Pa
     # What running services may name is there still.
     assert {one.path for one in before} <= {one.path for one in oss.files("")}
     assert [one.event for one in history.events()] == ["uploaded"] * 4
+
+
+def test_what_users_sent_goes_once_it_is_to_be_scrubbed(oss: Target, service: Path, tmp_path: Path) -> None:
+    """Without rules of its own, too: numbers become zero."""
+    job = EasJob("rank", parse(oss.url), service_json=service)
+    run(job, store(tmp_path / "1", a=6))
+    real = named(service, oss)
+    job.rules = Rules()
+    assert run(job, store(tmp_path / "2", a=6)).what is What.PUBLISHED
+    assert named(service, oss) not in (real, None)
+    assert [one for one in oss.files("") if oss.read(one.path) == real] == []
+    assert run(job, store(tmp_path / "3", a=6)).what is What.UNCHANGED
+    job.rules = None
+    assert run(job, store(tmp_path / "4", a=6)).what is What.PUBLISHED
+    assert named(service, oss) == real
+
+
+def test_nothing_is_uploaded_by_a_job_that_another_one_replaced(oss: Target, service: Path, tmp_path: Path) -> None:
+    class Lost(FileLock):
+        def holds(self) -> bool:
+            return False
+
+    job = EasJob("rank", parse(oss.url), service_json=service, locks=[Lost(tmp_path / "lock")])
+    with pytest.raises(UserError, match="another job has taken the lock meanwhile; nothing was published"):
+        run(job, store(tmp_path / "1", a=6))
+    assert oss.files("") == []
 
 
 def test_what_does_not_run_is_left_out_and_what_does_may_be_unproven(
