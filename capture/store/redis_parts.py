@@ -252,7 +252,7 @@ def refusals_of(counts: Mapping[bytes, bytes]) -> list[tuple[str, str, str, str,
     for text, count in counts.items():
         names = [OTHER] * 4 if text == OTHER.encode() else msgspec.json.decode(text, type=list[str])
         rows.append((names[0], names[1], names[2], names[3], int(count)))
-    return sorted(rows, key=lambda row: (-row[4], row[3]))
+    return sorted(rows, key=lambda row: (-row[4], row[3], row))
 
 
 def member(owner: ModelVersion) -> str:

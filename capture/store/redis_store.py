@@ -128,13 +128,22 @@ class RedisStore:
         found = sorted(owner_of(text) for text in self._link.client.zrange(f"{self._fleet}:owners", 0, -1))
         return [owner for owner in found if model is None or owner.model == model]
 
+    def _each_owner(self, model: str | None, *commands: tuple[str, ...]) -> Iterator[tuple[ModelVersion, list[Any]]]:
+        """Answers to these commands (name, end of the key, arguments) of every model version, several in one go."""
+        owners = self._owners(model)
+        for at in range(0, len(owners), READ_AT_ONCE):
+            some = owners[at : at + READ_AT_ONCE]
+            answers = self._link.each(
+                [(name, self._base(one) + key, *rest) for one in some for name, key, *rest in commands]
+            )
+            for place, owner in enumerate(some):
+                yield owner, answers[place * len(commands) : (place + 1) * len(commands)]
+
     def signatures(self, model: str | None = None) -> list[StoredSignature]:
         rows = []
         with self._errors():
-            for owner in self._owners(model):
-                base = self._base(owner)
-                # Names first: one that comes in between has no name yet, and is left out.
-                names, found = self._link.each([("HGETALL", f"{base}:names"), ("HGETALL", f"{base}:rows")])
+            # Names first: one that comes in between has no name yet, and is left out.
+            for owner, (names, found) in self._each_owner(model, ("HGETALL", ":names"), ("HGETALL", ":rows")):
                 for digest, row in found.items():
                     if digest in names:
                         stored, token = row_of(RecordKey(owner, digest.decode()), row, names[digest])
@@ -145,9 +154,7 @@ class RedisStore:
     def totals(self) -> list[StoredTotal]:
         found = []
         with self._errors():
-            for owner in self._owners():
-                base = self._base(owner)
-                count, size = self._link.each([("HLEN", f"{base}:rows"), ("HGET", base, "bytes")])
+            for owner, (count, size) in self._each_owner(None, ("HLEN", ":rows"), ("HGET", "", "bytes")):
                 if count:
                     found.append(StoredTotal(owner, int(count), int(size or 0)))
         return found

@@ -310,12 +310,10 @@ class RedisWriter:
             answer = self._link.run(
                 "forget", self._base(owner), {"before": batch.forget_before, "held_before": held_before}
             )
+            size = -1 if answer["empty"] else int(answer["bytes"])
+            self._link.run("sizes", self._fleet, {"sizes": [[member(owner), size]]})
             if answer["empty"]:
-                self._link.client.zrem(f"{self._fleet}:owners", text)
-                self._link.client.hdel(f"{self._fleet}:sizes", text)
                 self._listed.discard(owner)
-            else:
-                self._link.client.hset(f"{self._fleet}:sizes", text, int(answer["bytes"]))
 
     def _shrink(self, job: _Job, most: int) -> None:
         """All together hold too much: the reservoirs of model versions seen least recently go first, then their
@@ -336,7 +334,7 @@ class RedisWriter:
                 }
                 answer = self._link.run("shrink", self._base(owner_of(name)), message)
                 left = int(answer["bytes"])
-                self._link.client.hset(f"{self._fleet}:sizes", name, left)
+                self._link.run("sizes", self._fleet, {"sizes": [[name.decode(), left]]})
                 surplus -= sizes.get(name, 0) - left
                 sizes[name] = left
                 job.told.evicted.extend(RecordKey(owner_of(name), digest) for digest in answer["evicted"])

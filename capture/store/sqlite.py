@@ -207,7 +207,10 @@ class SqliteStore:
                 yield RecordKey(ModelVersion(family, name, version), digest), held
 
     def refusals(self) -> list[tuple[str, str, str, str, int]]:
-        return self._rows("SELECT family, model, outcome, reason, count FROM refusals ORDER BY count DESC, reason")
+        return self._rows(
+            "SELECT family, model, outcome, reason, count FROM refusals"
+            " ORDER BY count DESC, reason, family, model, outcome"
+        )
 
     def ignored(self) -> list[tuple[str, int]]:
         return self._rows("SELECT what, count FROM ignored ORDER BY count DESC, what")

@@ -152,6 +152,18 @@ local function forget(digests)
   end
 end
 
+-- Of the fleet's keys (KEYS[1] is their base): a model version holds so many bytes, -1: it is gone. The sum is kept.
+local function set_size(owner, bytes)
+  local before = tonumber(call('HGET', base .. ':sizes', owner) or 0)
+  if bytes < 0 then
+    call('HDEL', base .. ':sizes', owner)
+    call('ZREM', base .. ':owners', owner)
+  else
+    call('HSET', base .. ':sizes', owner, string.format('%.0f', bytes))
+  end
+  return call('HINCRBY', base, 'bytes', string.format('%.0f', math.max(0, bytes) - before))
+end
+
 -- A batch is applied once, however often it is sent: its number is kept for a while.
 local function already(writer, number, seconds)
   local key = base .. ':done:' .. writer

@@ -3,7 +3,7 @@
 if already(message.writer, message.number, message.keep) then
   return pack({ again = true })
 end
-local OWNERS, SIZES, RUNS, SEEN, COUNTED = base .. ':owners', base .. ':sizes', base .. ':runs', base .. ':seen', base .. ':counted'
+local OWNERS, RUNS, SEEN, COUNTED = base .. ':owners', base .. ':runs', base .. ':seen', base .. ':counted'
 
 -- Where it is not there, the server has lost what it had.
 local anew = call('HSETNX', base, 'format', message.format) == 1
@@ -19,7 +19,7 @@ add(base .. ':ignored', message.ignored, message.most, message.other)
 
 for _, one in ipairs(message.owners) do
   call('ZADD', OWNERS, 'GT', string.format('%.17g', one[2]), one[1])
-  if one[3] then call('HSET', SIZES, one[1], string.format('%.0f', one[3])) end
+  if one[3] then set_size(one[1], one[3]) end
 end
 
 local function add_all(to, more)
@@ -74,5 +74,5 @@ if message.forget_before > 0 then
     told.forget = true
   end
 end
-for _, bytes in ipairs(call('HVALS', SIZES)) do told.bytes = told.bytes + tonumber(bytes) end
+told.bytes = tonumber(call('HGET', base, 'bytes') or 0)
 return pack(told)
