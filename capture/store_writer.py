@@ -18,6 +18,8 @@ log = logging.getLogger("worker")
 #: Seconds between attempts to write, doubled up to the second number; and between the last ones when the sidecar stops.
 RETRY_SECONDS: Final = (0.5, 30.0)
 LAST_RETRY_SECONDS: Final = 0.2
+#: Counters of this thread: as they are when a batch is written; all others as they were when it was handed over.
+OWN: Final = ("store_writes", "store_failures")
 
 
 class StoreWriter:
@@ -83,7 +85,9 @@ class StoreWriter:
         """False if it was given up, because the sidecar stops. Raises StoreGone."""
         wait, longest = RETRY_SECONDS
         while True:
-            batch.counters = self._counters.snapshot()
+            if batch.counters:
+                counted = self._counters.snapshot()
+                batch.counters.update((name, counted[name]) for name in OWN)
             try:
                 told = self._store.apply(batch)
             except StoreGone:

@@ -278,6 +278,11 @@ class Worker:
         self._dirty = False
         batch = self._pipeline.take()
         batch.bounds = self._bounds
+        # With the batch, not when it is written: what a run says that it counted is what is stored of it.
+        batch.counters = self._counters.snapshot()
+        if not batch.seen:
+            # Where nothing passes the traffic's clock stands still: the run would look like one that ended long ago.
+            batch.updated_at = max(batch.updated_at, time.time())
         self._writer.write(batch)
         if settle(self._pipeline.attribution, self._admission, self._pipeline.batch, time.monotonic()):
             self._dirty = True

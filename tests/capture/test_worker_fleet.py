@@ -24,8 +24,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield one
 
 
-def worker_on(url: str) -> Worker:
-    worker = Worker(url, shared_flush_interval=0.02)
+def worker_on(url: str, run: str = "run1") -> Worker:
+    worker = Worker(url, shared_flush_interval=0.02, run=run)
     worker.greet()
     return worker
 
@@ -89,6 +89,17 @@ def test_a_worker_begins_while_the_server_is_away_and_outlives_its_death(server:
     server.start()
     assert worker.end()[0] == 0
     assert stored(server.url) == (10, 2)
+
+
+def test_a_sidecar_that_nobody_calls_is_no_run_that_ended_long_ago(server: Server) -> None:
+    idle, busy = worker_on(server.url, run="idle"), worker_on(server.url, run="busy")
+    idle.wait_for("store_writes", 1)
+    call(busy, 3, "a")
+    busy.wait_for("requests_proven", 3)
+    assert (busy.end()[0], idle.end()[0]) == (0, 0)
+    with closing(open_store(server.url)) as store:
+        assert "idle" in store.runs()
+        assert store.counters()["requests_proven"] == 3
 
 
 def test_what_cannot_be_written_in_the_end_is_counted(server: Server, tmp_path: Path) -> None:

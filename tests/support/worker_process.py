@@ -32,7 +32,8 @@ class Worker:
         self.counters = Counters.create() if counters is None else counters
         self.socket, theirs = socket.socketpair()
         listeners = config.pop("listeners", LISTENERS)
-        settings = WorkerConfig(str(store), "run1", listeners, **{"flush_interval": 0.01, "retention": 0.0, **config})
+        run = config.pop("run", "run1")
+        settings = WorkerConfig(str(store), run, listeners, **{"flush_interval": 0.01, "retention": 0.0, **config})
         with tempfile.TemporaryFile() as file:
             file.write(msgspec.json.encode(settings))
             file.seek(0)

@@ -2,7 +2,8 @@
 
 ``python tests/clients/eas/client.py ENDPOINT SERVICE [--token T] [--custom-url URL] [--direct] [--reconnect]`` reads a
 plan on standard input and prints ``{"sent": N, "ok": N, "errors": [...]}``. ``--direct`` asks ENDPOINT for the
-instances, and sends to them. ``--reconnect`` makes a client, and so a connection, for each call.
+instances, and sends to them. ``--reconnect`` makes a client, and so a connection, for each call. ``--lines``: each line
+is a plan, and is answered by a line, until the input ends.
 ``--dump`` prints the serialized request of each call as a line of hexadecimal digits instead of sending it, and
 ``--parse`` reads such lines, parses each with the SDK's own message and prints it again.
 """
@@ -55,6 +56,7 @@ def main():
     parser.add_argument("--custom-url", default="")
     parser.add_argument("--direct", action="store_true")
     parser.add_argument("--reconnect", action="store_true")
+    parser.add_argument("--lines", action="store_true")
     parser.add_argument("--dump", action="store_true")
     parser.add_argument("--parse", action="store_true")
     options = parser.parse_args()
@@ -64,12 +66,22 @@ def main():
             parsed.request_data.ParseFromString(bytes.fromhex(line))
             print(parsed.to_string().hex())
         return
+    if options.lines:
+        connected = client(options)
+        for line in sys.stdin:
+            print(json.dumps(follow(json.loads(line), options, connected)), flush=True)
+        return
     plan = json.load(sys.stdin)
     if options.dump:
         for call in plan:
             print(request(call).to_string().hex())
         return
-    ok, errors, connected = 0, [], None
+    print(json.dumps(follow(plan, options)))
+
+
+def follow(plan, options, connected=None):
+    """Make the calls; what came of them."""
+    ok, errors = 0, []
     for call in plan:
         if connected is None or options.reconnect:
             connected = client(options)
@@ -78,7 +90,7 @@ def main():
             ok += 1
         except PredictException as error:
             errors.append(str(error))
-    print(json.dumps({"sent": len(plan), "ok": ok, "errors": errors}))
+    return {"sent": len(plan), "ok": ok, "errors": errors}
 
 
 if __name__ == "__main__":
