@@ -121,6 +121,8 @@ TABLE: Final[tuple[Counter, ...]] = (
     Counter("store_writes", "worker", "Batches written to the store"),
     Counter("store_failures", "worker", "Batches that the store refused; they are tried again"),
     Counter("store_dropped", "worker", "Records dropped because the store was away for too long"),
+    Counter("store_waiting_calls", "worker", "Calls that wait for a store that has taken nothing for a second", "sum"),
+    Counter("store_waiting_bytes", "worker", "Bytes of requests that wait for a store as the calls do", "sum"),
     Counter("worker_limit_restarts", "worker", "Times a capture worker ended by itself at 80 % of its memory"),
     Counter("worker_lag_us", "worker", "How far the capture worker is behind the relay, in microseconds", "max"),
     Counter("store_delay_us", "worker", "Age of the oldest batch that the store has not taken, in microseconds", "max"),

@@ -13,6 +13,8 @@ from capture.wire.http2_layer import HTTP1_ANSWER
 Severity = Literal["ok", "note", "wrong"]
 #: A share of connections or requests that counts as "nearly all".
 _NEARLY_ALL: Final = 0.9
+#: Seconds that a write to the store may take.
+_LATE_SECONDS: Final = 1.0
 
 
 #: What is behind connections that cannot be read, by the reason that the store has for them.
@@ -187,6 +189,11 @@ def _losses(count: _Count) -> list[Finding]:
         )
     if (lag := count["worker_lag_us"] / 1e6) > 1:
         found.append(Finding("wrong", f"the worker is {lag:.1f} s behind the traffic"))
+    if (delay := count["store_delay_us"] / 1e6) > _LATE_SECONDS:
+        waits = f"{count['store_waiting_calls']} calls and {count['store_waiting_bytes']} bytes of requests wait for it"
+        found.append(
+            Finding("wrong", f"the store has taken nothing for {delay:.0f} s: {waits}, and are written when it answers")
+        )
     if lost := count["tap_lost_client_bytes"] + count["tap_lost_server_bytes"]:
         found.append(Finding("note", f"{lost} bytes of {count['tap_lost_flows']} connections passed unread"))
     if away := count["signatures_turned_away"]:

@@ -18,6 +18,8 @@ log = logging.getLogger("worker")
 #: Seconds between attempts to write, doubled up to the second number; and between the last ones when the sidecar stops.
 RETRY_SECONDS: Final = (0.5, 30.0)
 LAST_RETRY_SECONDS: Final = 0.2
+#: Seconds that a batch may be on its way before what waits for it is told; and between two times that it is.
+LATE_SECONDS: Final = 1.0
 #: Counters of this thread: as they are when a batch is written; all others as they were when it was handed over.
 OWN: Final = ("store_writes", "store_failures")
 
@@ -42,11 +44,20 @@ class StoreWriter:
         #: Set while no batch is being written.
         self.idle = threading.Event()
         self.idle.set()
+        self._gauged_at = 0.0
+        #: Calls and bytes of requests of the batch on its way.
+        self._on_its_way = (0, 0)
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
         self._thread.start()
 
     def write(self, batch: Batch) -> None:
-        """Hand over a batch. Only while ``idle`` is set, or as the last one."""
+        """Hand over a batch. Only while ``idle`` is set, or as the last one. What it says that the run counted is of
+        now, not of when it is written: it is what is stored of the run."""
+        batch.counters = self._counters.snapshot()
+        if not batch.seen:
+            # Where nothing passes the traffic's clock stands still: the run would look like one that ended long ago.
+            batch.updated_at = max(batch.updated_at, time.time())
+        self._on_its_way = (_calls(batch), batch.payload_bytes)
         self.idle.clear()
         self._handed_at = time.monotonic()
         self._pending.append(batch)
@@ -56,6 +67,20 @@ class StoreWriter:
     def delay(self) -> float:
         """Seconds since a batch was handed over that is not written yet; 0 where all are."""
         return 0.0 if self.idle.is_set() else time.monotonic() - self._handed_at
+
+    def gauge(self, coming: Batch) -> None:
+        """Tell how late the store is, and what waits for it: the batch on its way and the one that is coming."""
+        now, delay = time.monotonic(), self.delay
+        self._counters.put("store_delay_us", round(delay * 1e6))
+        if delay and now - self._gauged_at < LATE_SECONDS:
+            return
+        self._gauged_at = now
+        calls = payload = 0
+        if delay > LATE_SECONDS:
+            calls, payload = self._on_its_way
+            calls, payload = calls + _calls(coming), payload + coming.payload_bytes
+        self._counters.put("store_waiting_calls", calls)
+        self._counters.put("store_waiting_bytes", payload)
 
     def stop(self, seconds: float) -> bool:
         """Write what was handed over, then end. After ``seconds`` what is not written is counted as dropped; False."""
@@ -85,9 +110,8 @@ class StoreWriter:
         """False if it was given up, because the sidecar stops. Raises StoreGone."""
         wait, longest = RETRY_SECONDS
         while True:
-            if batch.counters:
-                counted = self._counters.snapshot()
-                batch.counters.update((name, counted[name]) for name in OWN)
+            counted = self._counters.snapshot()
+            batch.counters.update((name, counted[name]) for name in OWN)
             try:
                 told = self._store.apply(batch)
             except StoreGone:
@@ -112,6 +136,10 @@ class StoreWriter:
                     for warning in told.warnings:
                         log.warning("store", extra={"fields": {"warning": warning}})
                 return True
+
+
+def _calls(batch: Batch) -> int:
+    return sum(delta.proven + delta.unproven for delta in batch.seen.values())
 
 
 def _failed(error: StoreError, **fields: object) -> None:

@@ -259,9 +259,9 @@ class Worker:
     def _gauge(self) -> None:
         put, config = self._counters.put, self._config
         put("worker_lag_us", round(self._lag * 1e6))
-        put("store_delay_us", round(self._writer.delay * 1e6))
         put("worker_open_flows", self._pipeline.open_flows)
         put("worker_open_bytes", self._pipeline.open_bytes)
+        self._writer.gauge(self._pipeline.batch)
         resident = resident_bytes()
         allowed = MEMORY_SHARE * config.memory_bytes
         if allowed and resident > allowed:
@@ -278,11 +278,6 @@ class Worker:
         self._dirty = False
         batch = self._pipeline.take()
         batch.bounds = self._bounds
-        # With the batch, not when it is written: what a run says that it counted is what is stored of it.
-        batch.counters = self._counters.snapshot()
-        if not batch.seen:
-            # Where nothing passes the traffic's clock stands still: the run would look like one that ended long ago.
-            batch.updated_at = max(batch.updated_at, time.time())
         self._writer.write(batch)
         if settle(self._pipeline.attribution, self._admission, self._pipeline.batch, time.monotonic()):
             self._dirty = True

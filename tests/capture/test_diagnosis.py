@@ -61,3 +61,10 @@ def test_reasons_why_a_store_is_empty() -> None:
     assert worst(flows_opened=1, requests_observed=5, requests_proven=5, worker_lag_us=3_500_000) == (
         "wrong: the worker is 3.5 s behind the traffic"
     )
+    assert worst(
+        flows_opened=1, requests_observed=5, requests_proven=5, store_delay_us=75_200_000, store_waiting_calls=5,
+        store_waiting_bytes=900,
+    ) == (
+        "wrong: the store has taken nothing for 75 s: 5 calls and 900 bytes of requests wait for it, and are written"
+        " when it answers"
+    )  # fmt: skip

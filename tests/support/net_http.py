@@ -65,10 +65,17 @@ class Load:
     """Clients that post random bodies and check every answer, with and without keep-alive, until told to stop."""
 
     def __init__(
-        self, port: int, *, keep_alive: bool = True, context: ssl.SSLContext | None = None, each: int = 0
+        self,
+        port: int,
+        *,
+        keep_alive: bool = True,
+        context: ssl.SSLContext | None = None,
+        each: int = 0,
+        pause: float = 0.0,
     ) -> None:
         """``keep_alive``: half of the clients keep their connection, for ``each`` requests or (0) for ever; over TLS
-        with a ``context``."""
+        with a ``context``; with a ``pause`` in seconds between two requests of a client."""
+        self._pause = pause
         self._port = port
         self._keep_alive = keep_alive
         self._context = context
@@ -86,7 +93,7 @@ class Load:
             else http.client.HTTPSConnection("127.0.0.1", self._port, timeout=PATIENCE, context=self._context)
         )
         asked = 0
-        while not self._stop.is_set():
+        while not self._stop.wait(self._pause):
             body = rng.randbytes(rng.choice((10, 10_000, 200_000)))
             try:
                 connection.request("POST", "/", body)
