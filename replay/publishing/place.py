@@ -6,21 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
 
-from capture.export.manifest import MANIFEST_SUFFIX
 from capture.export.tfrecord import WARMUP_PATH
 from replay.publishing.addresses import Address, is_url, parse
 from replay.publishing.promotion import SAVED_MODEL, Area, begun, finish, promote, under_way
 from replay.publishing.scratch import Scratch
 from replay.publishing.target import Found, open_address
 from replay.refreshing.local import LocalPlace, is_of
-from replay.refreshing.place import Files, Place, Version
-
-_MANIFEST: Final = WARMUP_PATH + MANIFEST_SUFFIX
-_PREVIOUS: Final = ".prev"
-#: What of a version is no part of its SavedModel: it changes while the model does not.
-_WARMUP: Final = (WARMUP_PATH, _MANIFEST, WARMUP_PATH + _PREVIOUS, _MANIFEST + _PREVIOUS)
+from replay.refreshing.place import MANIFEST, PREVIOUS, WARMUP, Files, Place, Version
 
 
 def open_place(base: str, staging: str = "", complete_when: str = SAVED_MODEL) -> Place:
@@ -84,12 +77,18 @@ class RemotePlace:
     def model(self, version: Version) -> Iterator[Path]:
         """A copy on the local disk. Raises UserError where it has no room."""
         area = self._area(version)
-        files = [found for name, found in area.files(version.name).items() if name not in _WARMUP]
-        yield self._scratch.version(area.target, _begin(area, version), files)
+        yield self._scratch.version(area.target, _begin(area, version), list(self._model_files(version).values()))
+
+    def tags(self, version: Version) -> dict[str, str]:
+        return {name: found.tag for name, found in self._model_files(version).items()}
+
+    def _model_files(self, version: Version) -> dict[str, Found]:
+        files = self._area(version).files(version.name)
+        return {name: found for name, found in files.items() if name not in WARMUP}
 
     def read(self, version: Version) -> Files:
         area, target = self._area(version), self._area(version).target
-        manifests = [target.read(area.at(f"{version.name}/{name}")) for name in (_MANIFEST, _MANIFEST + _PREVIOUS)]
+        manifests = [target.read(area.at(f"{version.name}/{name}")) for name in (MANIFEST, MANIFEST + PREVIOUS)]
         warmup = target.read(area.at(f"{version.name}/{WARMUP_PATH}"))
         return Files(warmup, tuple(one for one in manifests if one is not None))
 
@@ -97,13 +96,13 @@ class RemotePlace:
         """As in a local directory: the manifest first; and a manifest that a killed run left does not replace the one
         of the file that is there."""
         area, target = self._area(version), self._area(version).target
-        file, described = (area.at(f"{version.name}/{name}") for name in (WARMUP_PATH, _MANIFEST))
+        file, described = (area.at(f"{version.name}/{name}") for name in (WARMUP_PATH, MANIFEST))
         there, told = target.read(file), target.read(described)
         if told is not None and is_of(told, there):
-            target.write(described + _PREVIOUS, told)
+            target.write(described + PREVIOUS, told)
         target.write(described, manifest)
         if there is not None:
-            target.write(file + _PREVIOUS, there)
+            target.write(file + PREVIOUS, there)
         target.write(file, warmup)
 
     def promote(self, version: Version) -> None:

@@ -107,6 +107,8 @@ class _Pass:
         #: What the store has of the model: read once, so that all versions are judged by the same.
         self._rows = source.signatures(job.model)
         self._wrote = False
+        #: The files of the version that is worked on.
+        self._tags: dict[str, str] = {}
 
     def run(self) -> list[Outcome]:
         job = self._job
@@ -142,6 +144,7 @@ class _Pass:
         if not version.staged and version.warmed and not self._job.in_place:
             return self._outcome(version, What.PASSED, "has a warm-up file already")
         files = self._job.place.read(version)
+        self._tags = self._job.place.tags(version)
         if files.warmup is None and not self._known:
             return self._cold(version, None, served)
         standing = read_standing(f"version {version.name}", *files)
@@ -229,7 +232,7 @@ class _Pass:
         return self._outcome(version, What.NOTHING, f"no warm-up file written: {text}", made)
 
     def _publish(self, version: Version, made: Made) -> None:
-        self._still_mine()
+        self._still_the_same(version)
         why = f"{len(made.added)} added, {len(made.removed)} removed"
         self._note("publishing", version, why, made)
         self._job.place.write(version, made.file, made.described)
@@ -237,11 +240,16 @@ class _Pass:
         self._note("published", version, why, made)
 
     def _promote(self, version: Version, made: Made | None, why: str) -> None:
-        self._still_mine()
+        self._still_the_same(version)
         self._job.place.promote(version)
         self._note("promoted", version, why, made)
 
-    def _still_mine(self) -> None:
+    def _still_the_same(self, version: Version) -> None:
+        if self._job.place.tags(version) != self._tags:
+            raise UserError(
+                "changed while it was worked on, and nothing was published; what is written last is to be"
+                " saved_model.pb, or the file that complete_when names"
+            )
         if not all(lock.holds() for lock in self._job.locks):
             raise UserError("another job has taken the lock meanwhile; nothing was published")
 

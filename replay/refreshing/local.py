@@ -19,12 +19,11 @@ from capture.errors import UserError
 from capture.export.files import sync_directory, write_atomically
 from capture.export.manifest import MANIFEST_SUFFIX, own_files
 from capture.export.tfrecord import WARMUP_PATH, read_records
-from replay.refreshing.place import Files, Version
+from replay.refreshing.place import PREVIOUS, WARMUP, Files, Version
 
 #: A temporary file that is older belongs to a run that was killed: writing one takes seconds.
 STALE_SECONDS: Final = 3600.0
 SAVED_MODEL: Final = "saved_model.pb"
-PREVIOUS: Final = ".prev"
 
 
 class LocalPlace:
@@ -60,6 +59,17 @@ class LocalPlace:
     def model(self, version: Version) -> Iterator[Path]:
         """The directory itself."""
         yield self._directory(version)
+
+    def tags(self, version: Version) -> dict[str, str]:
+        directory = self._directory(version)
+        found = {}
+        for place, _, names in os.walk(directory):
+            for name in names:
+                path = Path(place) / name
+                if (below := str(path.relative_to(directory))) not in WARMUP:
+                    status = path.lstat()
+                    found[below] = f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"
+        return found
 
     def read(self, version: Version) -> Files:
         """The manifest that a kill left behind, too; other remains of one are removed."""

@@ -9,7 +9,15 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
+
+from capture.export.manifest import MANIFEST_SUFFIX
+from capture.export.tfrecord import WARMUP_PATH
+
+PREVIOUS: Final = ".prev"
+MANIFEST: Final = WARMUP_PATH + MANIFEST_SUFFIX
+#: What of a version is no part of its SavedModel: it changes while the model does not.
+WARMUP: Final = (WARMUP_PATH, MANIFEST, WARMUP_PATH + PREVIOUS, MANIFEST + PREVIOUS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +54,9 @@ class Place(Protocol):
 
     def model(self, version: Version) -> AbstractContextManager[Path]:
         """A local directory with the version's SavedModel, to be run and not to be changed."""
+
+    def tags(self, version: Version) -> dict[str, str]:
+        """What tells the files of its SavedModel from others that may take their place, by path."""
 
     def read(self, version: Version) -> Files:
         """What it has already."""

@@ -19,6 +19,7 @@ from replay.refreshing.history import History
 from replay.refreshing.job import Job, PromoteCold, What, run_job
 from replay.refreshing.local import LocalPlace
 from replay.refreshing.place import Version
+from replay.trial import Request, Trial
 from tests.support.refreshing import Script, body, job, saved_model
 from tests.support.stores import add, filled, signature
 
@@ -87,6 +88,31 @@ def test_one_that_is_not_complete_waits(base: Path, staging: Path, fill: Callabl
         (staging / name / "_DONE").touch()
     assert [one[:2] for one in passed(todo, store)] == [("7", What.PASSED), ("8", What.PROMOTED)]
     assert passed(todo, store)[0] == ("7", What.PASSED, "staged, no saved_model.pb yet")
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_one_that_changes_while_it_is_run_is_not_let_out(
+    base: Path, staging: Path, fill: Callable[..., Store], gone: bool
+) -> None:
+    """As tf.saved_model.save does, which writes one more file; what ran was not what would be served."""
+    saved_model(staging / "7")
+    store, script = fill("a"), Script()
+
+    def trial(directory: Path, family: str, requests: list[Request]) -> Trial:
+        if gone:
+            shutil.rmtree(staging / "7")
+        else:
+            (staging / "7" / "fingerprint.pb").write_bytes(b"late")
+        return script(directory, family, requests)
+
+    todo = job(base, staging=staging)
+    (outcome,) = run_job(todo, store, trial=trial)
+    assert (outcome.version, outcome.what) == ("7", What.FAILED)
+    assert outcome.text.startswith("changed while it was worked on, and nothing was published; ")
+    assert os.listdir(base) == []
+    if not gone:
+        assert not (staging / "7" / WARMUP_PATH).exists()
+        assert [one[:2] for one in passed(todo, store)] == [("7", What.PROMOTED)]
 
 
 def test_a_number_that_is_served_already_stays_staged(base: Path, staging: Path, fill: Callable[..., Store]) -> None:
