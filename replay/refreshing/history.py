@@ -69,11 +69,16 @@ class History:
             os.fsync(descriptor)
 
     def add_news(self, event: Event) -> None:
-        """The same, but for one that says of its version what the last one said."""
-        last = next((one for one in reversed(self.events()) if one.version == event.version), None)
-        if last is None or (last.event, last.why) != (event.event, event.why):
+        """The same, but for one that says of its version what one of the last two said: to begin and to fail, again and
+        again, would drive out what was published."""
+        mine = [one for one in self.events() if (one.model, one.version) == (event.model, event.version)]
+        if all(_said(one) != _said(event) for one in mine[-2:]):
             self.add(event)
 
     def _rewrite(self, events: Sequence[Event]) -> None:
         data = b"".join(msgspec.json.encode(event) + b"\n" for event in events)
         write_atomically(self._path, data, check=lambda _: None)
+
+
+def _said(event: Event) -> tuple[str, str, str]:
+    return event.event, event.why, event.sha256

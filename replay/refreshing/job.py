@@ -45,8 +45,8 @@ class What(StrEnum):
 
 #: Lines about signatures that are left out that are kept with an event; the manifest has all.
 MAX_LEFT_OUT: Final = 50
-#: A model that does not load is loaded again by a job that repeats itself after so many seconds, and not in every pass:
-#: it may be large.
+#: A model that does not load, or whose file cannot be written, is run again by a job that repeats itself after so many
+#: seconds, and not in every pass: it may be large.
 RETRY_SECONDS: Final = 600.0
 #: What is no success: the exit code tells.
 BAD = frozenset({What.FAILED, What.HELD})
@@ -180,7 +180,12 @@ class _Pass:
         except TrialError as error:
             self._job.tried[version.name] = (fingerprint, self._failed(version, error))
             return self._job.tried[version.name][1]
-        outcome = self._tried(version, made, served)
+        try:
+            outcome = self._tried(version, made, served)
+        except OSError as error:
+            # A disk that is full or not ours stays so for a while, and the model may be large.
+            outcome = self._failed(version, error)
+            self._job.tried[version.name] = (fingerprint, outcome)
         if outcome.what in (What.UNCHANGED, What.NOTHING, What.HELD):
             self._job.tried[version.name] = (fingerprint, outcome)
         return outcome
@@ -234,7 +239,7 @@ class _Pass:
     def _publish(self, version: Version, made: Made) -> None:
         self._still_the_same(version)
         why = f"{len(made.added)} added, {len(made.removed)} removed"
-        self._note("publishing", version, why, made)
+        self._note("publishing", version, why, made, news=True)
         self._job.place.write(version, made.file, made.described)
         self._wrote = True
         self._note("published", version, why, made)

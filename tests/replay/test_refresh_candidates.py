@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -18,6 +19,7 @@ from capture.export.tfrecord import MAX_RECORDS, WARMUP_PATH, read_records, stri
 from capture.schema import messages
 from capture.store.base import Batch, Store
 from replay.refreshing import contents, union
+from replay.refreshing.history import History
 from replay.refreshing.job import What, run_job
 from replay.tf_protos import TensorFlowMissing
 from replay.trial import Trial, TrialError
@@ -214,6 +216,28 @@ def test_a_model_that_does_not_load_is_not_loaded_in_every_pass(version: Path, f
     (version / "saved_model.pb").write_bytes((version / "saved_model.pb").read_bytes() * 2)
     assert (at(1601.0), len(loaded)) == (What.FAILED, 3)
     assert at(2300.0, Script()) is What.PUBLISHED
+
+
+def test_a_file_that_cannot_be_written_is_not_made_in_every_pass(version: Path, fill: Callable[..., Store]) -> None:
+    """Nor does the history fill with it, which has what was published."""
+    store, script, todo = fill(("a", "1", 1, body("x", "a"))), Script(), job(version.parent, history=True)
+
+    def write(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(version))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(todo.place, "write", write)
+        for at in (1000.0, 1001.0, 1599.0, 1600.0, 2200.0):
+            (done,) = run_job(todo, store, trial=script, now=lambda at=at: at)  # type: ignore[misc]
+            assert (done.what, done.text) == (
+                What.FAILED,
+                f"{version}: Permission denied; no warm-up file was written",
+            )
+    assert len(script.rounds) == 3
+    assert [one.event for one in History(version.parent).events()] == ["publishing", "failed"]
+    (done,) = run_job(todo, store, trial=script, now=lambda: 2800.0)
+    assert done.what is What.PUBLISHED
+    assert [one.event for one in History(version.parent).events()] == ["publishing", "failed", "published"]
 
 
 def test_without_tensorflow_no_version_is_blamed(version: Path, fill: Callable[..., Store]) -> None:

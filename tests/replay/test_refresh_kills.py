@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from capture.export.manifest import MANIFEST_SUFFIX
 from capture.export.tfrecord import WARMUP_PATH, read_records
 from capture.store.base import Batch, open_store
-from replay.refreshing.job import BAD, What, run_job
+from replay.refreshing.job import BAD, RETRY_SECONDS, What, run_job
 from replay.refreshing.local import LocalPlace
 from replay.refreshing.place import Version
 from replay.refreshing.present import Standing, read_standing
@@ -169,8 +170,8 @@ def test_a_disk_that_is_full_leaves_what_was_there(tmp_path: Path, monkeypatch: 
         assert "No space left on device" in done.text
         texts.add("its warm-up file is written" in done.text)
         assert ("its warm-up file is written" in done.text) <= (now != old)
-        # And once there is room again, the next pass ends it.
-        (done,) = run_job(todo, store, trial=trial)
+        # And once there is room again, the next pass that tries ends it.
+        (done,) = run_job(todo, store, trial=trial, now=lambda: time.time() + RETRY_SECONDS)
         trying = False
         assert done.what in (What.PUBLISHED, What.UNCHANGED), step
         assert len(list(read_records((version / WARMUP_PATH).read_bytes()))) == 2
