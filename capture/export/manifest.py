@@ -124,18 +124,27 @@ def manifest(
 
 def with_proof(described: bytes, sha256: str, proof: Mapping[str, Any]) -> bytes | None:
     """The manifest with a ``proof`` of the file that has this SHA-256: of the whole export where that is its only file,
-    otherwise in the file's own entry. None if these bytes are no manifest of such a file."""
+    otherwise in the file's own entry. What was proved on the same model stays where this one only says less. None if
+    these bytes are no manifest of such a file."""
     entries = own_files(described)
     if entries is None or sha256 not in entries.values():
         return None
     value = msgspec.json.decode(described)
-    if len(entries) == 1:
-        value["proof"] = dict(proof)
-    else:
-        for entry in value["files"]:
-            if entry["sha256"] == sha256:
-                entry["proof"] = dict(proof)
+    places = [value] if len(entries) == 1 else [entry for entry in value["files"] if entry["sha256"] == sha256]
+    for place in places:
+        if not _says_less(proof, place.get("proof")):
+            place["proof"] = dict(proof)
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+
+
+def _says_less(proof: Mapping[str, Any], than: Any) -> bool:
+    """Names that fit, or a run without a judge, take back nothing that was proved on this model; a failure does."""
+    proved = isinstance(than, dict) and than.get("verdict") == "proved"
+    return (
+        proved
+        and proof.get("verdict") not in ("proved", "failed")
+        and proof.get("saved_model_sha256") == than.get("saved_model_sha256")
+    )
 
 
 def described_as_scrubbed(described: bytes, sha256: str) -> bool:
