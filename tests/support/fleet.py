@@ -57,8 +57,9 @@ class Sidecar:
         shapes: str = "x:float[1]",
         body: bytes | None = None,
         draw: float | None = None,
+        client: str = "",
     ) -> RecordKey:
-        """A call passes; it is counted, and its request kept where admission says so."""
+        """A call of ``client`` passes; it is counted, and its request kept where admission says so."""
         key = key_of(one, version)
         kept = body_of(one) if body is None else body
         self._held += 1
@@ -75,7 +76,7 @@ class Sidecar:
         delta.proven += proven
         delta.unproven += not proven
         delta.shapes[shapes] += 1
-        count_sender(delta.senders, delta.blocks, f"{self.name} -", self.now, 1)
+        count_sender(delta.senders, delta.blocks, f"{client or self.name} -", self.now, 1)
         sample = Sample(kept, None, {}, "/", shapes, "proven" if proven else "unproven", self.now)
         if decision.sample:
             self.batch.samples[key] = sample

@@ -130,12 +130,15 @@ local function add_names(map, more)
 end
 -- What many signatures have in common is written once: the hours that have blocks, and the calls of each hour.
 local hours, calls_of = {}, {}
+-- In how many of these hours nobody has seen it before.
 local function add_blocks(digest, more)
+  local new_hours = 0
   local at = 1
   while at <= #more do
     local hour, key = more[at], block_key(more[at])
     local text = call('HGET', key, digest)
     local clients = text and unpacked(text) or {}
+    if not text then new_hours = new_hours + 1 end
     while more[at] == hour do
       local client = more[at + 1]
       if clients[client] == nil and size_of(clients) >= most then client = other end
@@ -146,6 +149,7 @@ local function add_blocks(digest, more)
     call('HSET', key, digest, pack(clients))
     hours[hour] = true
   end
+  return new_hours
 end
 
 for _, one in ipairs(message.seen) do
@@ -165,19 +169,12 @@ for _, one in ipairs(message.seen) do
     row[PROVEN] = row[PROVEN] + one[5]
     row[UNPROVEN] = math.max(0, row[UNPROVEN] + one[6])
     local hour = math.floor(one[4] / 3600)
-    if bounds then
-      -- Every writer that saw it in this hour says so: an hour counts once.
-      if one[7] > 0 then
-        row[SEEN_HOURS] = row[SEEN_HOURS] + math.max(0, math.min(one[7], hour - (row[16] or -1)))
-      end
-    else
-      row[SEEN_HOURS] = row[SEEN_HOURS] + one[7]
-    end
-    row[16] = math.max(row[16] or -1, hour)
+    -- Every writer that saw it in an hour says so, perhaps late: an hour counts once. Blocks know who came first.
+    local new_hours = add_blocks(digest, one[10])
+    row[SEEN_HOURS] = row[SEEN_HOURS] + (bounds and new_hours or one[7])
     if one[5] > 0 then calls_of[hour] = (calls_of[hour] or 0) + one[5] end
     add_names(row[BY_SHAPE], one[8])
     add_names(row[BY_SENDER], one[9])
-    add_blocks(digest, one[10])
     changed[digest] = true
   end
 end
