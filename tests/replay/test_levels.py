@@ -108,7 +108,8 @@ def test_what_is_compiled_behind_a_file_of_a_level(
         assert "XLA compiled 1 times; no record is of its class" in found["reasons"][0]
     else:
         assert found["verdict"] == "proved"
-        assert [("XLA compiled 1 times" in note) for note in found["notes"]] == [True] * compilations
+        # A busy machine may have slow calls to note besides.
+        assert sum("XLA compiled 1 times" in note for note in found["notes"]) == compilations
 
 
 def test_a_class_that_no_record_is_of_fails_the_proof(compiled: Path, tmp_path: Path) -> None:
