@@ -234,7 +234,7 @@ def test_a_silent_upstream_meets_the_connect_deadline(start: Start) -> None:
     """An upstream that never answers the connect: reset at the deadline."""
     with silent() as upstream:
         relay = start(upstream, Deadlines(connect=0.3))
-        with relay.connect() as client, pytest.raises(ConnectionResetError):
+        with pytest.raises(ConnectionResetError), relay.connect() as client:
             client.recv(1)
         relay.ended("connect_timeout")
 
