@@ -1,8 +1,8 @@
 """One capture worker after the other: started here or connected from elsewhere.
 
-The tap outlives a worker that was started here and died: the next one reads on (:mod:`proxy.worker_tap`). When the
-relay ends or detaches, the worker meets EOF, ends too, and its successor gets a new tap; so does one that connects from
-elsewhere.
+The tap outlives a worker that died: the next one reads on (:mod:`proxy.worker_tap`). When the relay ends or detaches,
+the worker meets EOF, ends too, and its successor gets a new tap; so does one that connects from elsewhere long after
+the last one.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ WORKER_NICE: Final = 10
 STUCK_SECONDS: Final = 5.0
 KILL_SECONDS: Final = 60.0
 LOOK_LATE_SECONDS: Final = 4.0
+#: Seconds that the tap of a worker elsewhere waits for the next one, filling up to its bound; a container that starts
+#: anew takes less. Then it is given up, and what it holds is counted as lost.
+HOLD_SECONDS: Final = 60.0
 
 
 class WorkerKeeper:
@@ -73,7 +76,7 @@ class WorkerKeeper:
         self._board = board
         self._child: Child | None = None
         self._link: socket.socket | None = None
-        #: The tap of the workers that are started here.
+        #: The tap that one worker after the other reads.
         self._held: WorkerTap | None = None
         #: The relay's end of the tap, while there is no relay to send it to.
         self._tap: socket.socket | None = None
@@ -196,12 +199,8 @@ class WorkerKeeper:
 
     async def _run_here(self) -> None:
         loop = asyncio.get_running_loop()
-        counts = self._counters.snapshot()
-        began, frames = counts["worker_ready"] > self._ready_before, counts["tap_frames"]
-        self._ready_before = counts["worker_ready"]
-        if self._held is not None and not self._held.serves_another(frames, began):
-            self._end_held()
-        held, fresh = self._held or WorkerTap(frames), self._held is None
+        self._judge_held()
+        held, fresh = self._tap_to_lend()
         fds = {**held.worker_fds(), **self._shared(), "config": self._config()}
         try:
             child = await Child.start(
@@ -244,44 +243,77 @@ class WorkerKeeper:
         )
         self._changed()
 
-    async def _run_elsewhere(self, elsewhere: WorkerSocket) -> None:
-        """One worker that connected, for as long as its connection stays."""
+    async def _next_link(self, elsewhere: WorkerSocket) -> socket.socket | None:
+        """A worker that has connected; None: a stop came first. The tap of the last one waits for it, but not for
+        ever."""
         loop = asyncio.get_running_loop()
         arrival = loop.create_task(elsewhere.next())
         stop = loop.create_task(self._orders.stop.wait())
-        await asyncio.wait({arrival, stop}, return_when=asyncio.FIRST_COMPLETED)
+        waiting: set[asyncio.Task[socket.socket] | asyncio.Task[bool]] = {arrival, stop}
+        timeout = None if self._held is None else HOLD_SECONDS
+        done, _ = await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            log.warning("no worker came to read on; the tap is given up", extra={"fields": self._which})
+            self._end_held()
+            self._relay.say(said.DETACH)
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
         if not arrival.done():
             arrival.cancel()
+            return None
+        return arrival.result()
+
+    async def _run_elsewhere(self, elsewhere: WorkerSocket) -> None:
+        """One worker that connected, for as long as its connection stays."""
+        loop = asyncio.get_running_loop()
+        self._judge_held()
+        link = await self._next_link(elsewhere)
+        if link is None:
             return
-        link = arrival.result()
-        self._ready_before = self._counters.snapshot()["worker_ready"]
-        ours, theirs = socket.socketpair()
+        held, fresh = self._tap_to_lend()
         config_fd = self._config()
         try:
-            elsewhere.hand_over(link, self._number, {"tap": theirs.fileno(), **self._shared(), "config": config_fd})
+            elsewhere.hand_over(link, self._number, {**held.worker_fds(), **self._shared(), "config": config_fd})
         except OSError as error:
-            ours.close()
+            if fresh:
+                held.relay_end.close()
+                held.close()
             link.close()
             log.error("worker that connected is gone", extra={"fields": {"error": error}})
             return
         finally:
             os.close(config_fd)
-            theirs.close()
+        self._held = held
         with link:
             self._link = link
             self._counters.add("worker_starts")
             log.info("worker connected", extra={"fields": self._which})
-            self._begin_tap(ours)
+            if fresh:
+                self._begin_tap(held.relay_end)
+            else:
+                self._changed()
             ended = loop.create_task(elsewhere.end_of(link))
             if not await self._until_stopped(ended):
                 log.error("worker that connected does not stop", extra={"fields": self._which})
                 ended.cancel()
             self._link = None
-        self._drop_tap()
-        self._relay.say(said.DETACH)
         log.info("worker disconnected", extra={"fields": self._which})
         self._changed()
+
+    def _judge_held(self) -> None:
+        """To be called once when a worker has ended: its tap is given up where the next one cannot read on."""
+        counts = self._counters.snapshot()
+        began = counts["worker_ready"] > self._ready_before
+        if self._held is not None and not self._held.serves_another(counts["tap_frames"], began):
+            self._end_held()
+
+    def _tap_to_lend(self) -> tuple[WorkerTap, bool]:
+        """The tap that the next worker gets, and whether it is a new one, of which the relay must hear."""
+        counts = self._counters.snapshot()
+        self._ready_before = counts["worker_ready"]
+        if self._held is not None and self._held.ended:
+            self._end_held()
+        return (WorkerTap(counts["tap_frames"]), True) if self._held is None else (self._held, False)
 
     def _end_held(self) -> None:
         if self._held is not None:

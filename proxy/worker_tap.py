@@ -39,6 +39,13 @@ class WorkerTap:
             fds["state"] = self._state.fd
         return fds
 
+    @property
+    def ended(self) -> bool:
+        """The relay has closed its end: nobody writes to it any more."""
+        poll = select.poll()
+        poll.register(self._worker_end, 0)
+        return bool(poll.poll(0))  # POLLHUP
+
     def serves_another(self, frames_read: int, began: bool) -> bool:
         """A worker has ended, with the counter ``tap_frames`` at ``frames_read``; ``began``: it had
         begun to read. Whether the next one can read on. False where nobody writes to the tap any more, where
@@ -48,9 +55,7 @@ class WorkerTap:
             return False
         if not state.used and frames_read != self._frames_before:
             return False  # a worker that reads without saying where it stands
-        poll = select.poll()
-        poll.register(self._worker_end, 0)
-        if poll.poll(0):  # POLLHUP: the relay has closed its end
+        if self.ended:
             return False
         if state.recorded != self._recorded:
             self._deaths = 0

@@ -4,6 +4,7 @@ was missed is said."""
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ import pytest
 from capture.schema import messages
 from replay.client import EasSender, TFServingSender
 from tests.e2e.conftest import SERVICE, Front, front
-from tests.support.net_sidecar import balanced
+from tests.support.net_sidecar import Sidecar, balanced
 from tests.support.tf_host import HostProcess
 from tests.support.tf_requests import DT_FLOAT, predict_request, tensor
 from tests.support.waiting import PATIENCE, until
@@ -180,6 +181,41 @@ def test_a_channel_that_stays_open_across_kills_is_read_on(edge_host: HostProces
     assert (now["requests_missed"], now["flows_unsynced"], now["tap_lost_client_bytes"]) == (0, 0, 0)
     assert lines(place) == {SUM, DOUBLE}
     # A wrong body would not be one of those that were sent.
+    assert stored_bodies(place) <= {*sent, grpc_body(["double"])}
+
+
+def test_a_channel_is_read_on_by_the_next_worker_of_another_container(edge_host: HostProcess, tmp_path: Path) -> None:
+    """The same where the worker is not started by the sidecar, is killed, and the next one connects: nothing waits for
+    it but the tap."""
+    path = tmp_path / "worker.sock"
+    place = front(edge_host, tmp_path, sheds=False, worker_socket=str(path))
+    kills, calls = 2, 40
+    sent = [grpc_body(["sum"], rows=1 + number) for number in range(kills * calls)]
+    with place.sidecar, TFServingSender(place.grpc, 60) as sender, contextlib.ExitStack() as ends:
+
+        def connect(start: int) -> Sidecar:
+            worker = Sidecar("worker", "--connect", f"unix:{path}", cwd=tmp_path, module="capture")
+            ends.callback(worker.stop, signal.SIGKILL)
+            place.sidecar.wait_for("worker connected", start)
+            return worker
+
+        worker = connect(1)
+        worker.wait_for("msg=reading")
+        for number, body in enumerate(sent):
+            assert sender.send(body).error == ""
+            if number % calls == calls // 2:
+                place.wait_observed(1 + number // calls * calls)
+                assert worker.stop(signal.SIGKILL) == -signal.SIGKILL
+            if number % calls == calls - 1:
+                worker = connect(2 + number // calls)
+        assert sender.send(grpc_body(["double"])).error == ""
+        until(lambda: DOUBLE in lines(place), "a signature that was first sent behind the kills")
+        until(lambda: balanced(place.counters.snapshot()), "every byte seen or counted as lost")
+        now = place.counters.snapshot()
+    assert now["requests_lost"] <= kills
+    assert now["requests_observed"] + now["requests_lost"] == len(sent) + 1
+    assert (now["requests_missed"], now["flows_unsynced"], now["tap_lost_client_bytes"]) == (0, 0, 0)
+    assert lines(place) == {SUM, DOUBLE}
     assert stored_bodies(place) <= {*sent, grpc_body(["double"])}
 
 

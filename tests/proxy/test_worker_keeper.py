@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,8 @@ from proxy.logs import LineSink
 from proxy.pair import Pair
 from proxy.settings import from_data
 from proxy.worker_keeper import KILL_SECONDS, LOOK_LATE_SECONDS, STUCK_SECONDS, WorkerKeeper
+from proxy.worker_socket import WorkerSocket
+from proxy.worker_tap import WorkerTap
 
 
 class Running:
@@ -81,3 +85,22 @@ def test_a_supervisor_that_was_stopped_blames_nobody(keeper: WorkerKeeper, worke
     keeper.look(0.0)
     keeper.look(KILL_SECONDS + LOOK_LATE_SECONDS)
     assert (keeper.state, worker.kills) == ("reading", 0)
+
+
+async def test_a_tap_that_no_worker_elsewhere_comes_for_is_given_up(
+    keeper: WorkerKeeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.worker_keeper.HOLD_SECONDS", 0.01)
+    keeper._held = held = WorkerTap(0)
+    held.relay_end.setblocking(False)
+    elsewhere = WorkerSocket(str(tmp_path / "worker.sock"))
+    elsewhere.listen()
+    loop = asyncio.get_running_loop()
+    waiting = loop.create_task(keeper._next_link(elsewhere))
+    assert await loop.sock_recv(held.relay_end, 1) == b""
+    assert keeper._held is None
+    assert not waiting.done()
+    keeper._orders.stop.set()
+    assert await waiting is None
+    held.relay_end.close()
+    elsewhere.close()
