@@ -39,6 +39,10 @@ _UNREACHABLE: Final = frozenset(
         "SSLError",
     }
 )
+#: What the clients say of variables and profiles before they ask any store.
+_SETTINGS: Final = frozenset(
+    {"ProfileNotFound", "InvalidRegionError", "ConfigParseError", "InvalidConfigError", "UnknownRegionError"}
+)
 _DENIED: Final = frozenset(
     {
         "AccessDenied",
@@ -106,6 +110,12 @@ def _translated(error: BaseException, address: Address, doing: str) -> Exception
         return FileNotFoundError(where)
     if names & _UNREACHABLE or isinstance(error, asyncio.TimeoutError | ConnectionError):
         return UserError(f"{where}: the store cannot be reached to {doing}; is the endpoint right, and the network up?")
+    # Of an endpoint that is no URL botocore says ValueError.
+    if not codes and (names & _SETTINGS or type(error) is ValueError):
+        return UserError(
+            f"{where}: cannot {doing}: the client does not take its settings ({type(error).__name__}); are endpoint,"
+            " region and profile in the environment right?"
+        )
     # A code in words says more than a status.
     said = " ".join(sorted(codes, key=str.isdigit)) or type(error).__name__
     return UserError(f"{where}: cannot {doing}: the store answers {said}; try again, and look at the store")

@@ -147,6 +147,27 @@ def test_a_store_that_is_not_there(url: Callable[[str], str], environment: pytes
     assert str(caught.value) == text
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("AWS_ENDPOINT_URL_S3", "nonsense", "ValueError"),
+        ("AWS_DEFAULT_REGION", "not a region", "InvalidRegionError"),
+        ("AWS_PROFILE", "nobody", "ProfileNotFound"),
+    ],
+)
+def test_settings_that_the_client_does_not_take(
+    url: Callable[[str], str], environment: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    address = url("s3")
+    environment.setenv(name, value)
+    with pytest.raises(UserError) as error:
+        open_target(address).files("")
+    assert str(error.value) == (
+        f"{address}: cannot list it: the client does not take its settings ({said}); are endpoint, region and profile"
+        " in the environment right?"
+    )
+
+
 def test_what_arrives_otherwise_is_an_error(s3: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The client's call is replaced by one that sends something else: no server here loses a byte."""
     assert isinstance(s3, ObjectTarget)
