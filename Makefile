@@ -9,12 +9,14 @@ PIP_QUIET := --quiet --disable-pip-version-check
 # The tests start some hundred processes of this project: each would compile its modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo bench faults soak fuzz properties images test unit lint types check schema docs requirements clean
+.PHONY: help setup demo bench scale faults soak fuzz properties images test unit lint types check schema docs requirements clean
 
 help:
 	@echo "make demo    set up, then the main job on real input; results in demo-out/"
 	@echo "make bench   CPU per request against nginx and aiohttp; results in bench-out/. Needs nginx,"
 	@echo "             wrk and h2load; on Debian: apt-get install nginx wrk nghttp2-client"
+	@echo "make scale   what 1,000 sidecars ask of one store, simulated against a real Valkey (SIDECARS=1000):"
+	@echo "             a quarter of an hour on two free cores; bench-out/scale.json, docs/scale.md"
 	@echo "make test    set up, then all tests, a file on each core (JOBS=0: one after the other)"
 	@echo "make unit    the tests that start no process and no TensorFlow: seconds"
 	@echo "make faults  what fails, under load: three minutes. As root also full and read-only disks"
@@ -56,6 +58,10 @@ demo: setup
 ROUNDS ?= 5
 bench: setup
 	@$(BIN)/python -m tests.bench --rounds $(ROUNDS)
+
+SIDECARS ?= 1000
+scale: setup
+	@$(BIN)/python -m tests.bench.scale --sidecars $(SIDECARS)
 
 # As many processes as there are cores, a file of tests at a time; JOBS=0 is one after the other.
 JOBS ?= auto

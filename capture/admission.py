@@ -14,12 +14,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from capture.admission_state import Decision, Held, Known, VersionState
+from capture.admission_state import SHAPE_LEAD, Decision, Held, Known, VersionState
 from capture.dialects.base import Outcome
 from capture.store.base import HOUR, MAX_SHAPES, OTHER, ModelVersion, RecordKey, StoredHeldOut, StoredSignature
 
-#: A sample of another shape than the most frequent one is replaced once that shape was seen this many times as often.
-SHAPE_LEAD: Final = 2
 #: Evicted signatures that are remembered (digest, hits, dates), in multiples of the signature limit.
 TOMBSTONES: Final = 4
 #: Classes of one wire signature that a level tells apart; all further ones share the record of the signature itself.
@@ -165,6 +163,7 @@ class Admission:
             return decision
         if self._takes_sample(known, proven, shapes, now) or (anew and proven >= known.sample_proven):
             self.stored_bytes += size - known.sample_size
+            decision.urgent = known.sample_at is None or proven > known.sample_proven
             known.sample_at, known.sample_shapes, known.sample_proven = now, shapes, proven
             known.sample_size = size
             decision.sample = True
@@ -198,6 +197,7 @@ class Admission:
         if not for_signature and not in_reservoir:
             return
         if for_signature:
+            decision.urgent = not known.held
             if known.held:
                 self._release(state, known.held, decision, for_signature=False)
             known.held, known.held_at = held_id, now

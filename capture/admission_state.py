@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 
 from capture.levels import split
 from capture.store.base import RecordKey
+
+#: A sample of another shape than the most frequent one is replaced once that shape was seen this many times as often.
+SHAPE_LEAD: Final = 2
 
 
 @dataclass(slots=True)
@@ -51,12 +55,14 @@ class Held:
 
 class Decision(msgspec.Struct):
     """What to do with one call. ``hold`` is the held-out request to store; ``released`` maps ids of others to the roles
-    that they keep; ``evicted`` are signatures that lose their requests."""
+    that they keep; ``evicted`` are signatures that lose their requests. ``urgent``: nothing as good is stored; what
+    replaces something old can wait."""
 
     new: bool = False
     new_hour: bool = False
     admitted: bool = True
     sample: bool = False
+    urgent: bool = False
     hold: tuple[float | None, bool] | None = None
     released: dict[str, tuple[float | None, bool]] = {}  # each instance gets its own
     evicted: list[RecordKey] = []

@@ -377,11 +377,11 @@ class Pipeline:
             count_sender(delta.senders, delta.blocks, exchange.sender, now, calls)
         if body is not None and (decision.sample or decision.hold is not None):
             sample = Sample(body, kept.wire_body, kept.headers, kept.path, shapes, outcome, self.now)
+            # What was drawn can wait: a transaction for each is dear.
+            self.urgent = self.urgent or decision.urgent
             if decision.sample:
-                self.urgent = True
                 batch.samples[key] = sample
             elif decision.hold is not None:
-                self.urgent = self.urgent or decision.hold[1]  # what was drawn can wait: a transaction for each is dear
                 batch.held_out[held_id] = (key, HeldOut(held_id, sample, *decision.hold))
         for gone in decision.evicted:
             batch.samples.pop(gone, None)

@@ -12,11 +12,11 @@ from typing import Final
 
 from capture.counters import Counters
 from capture.store.base import Batch, Store, StoreError, StoreGone, Told
+from capture.store_pace import retry_waits
 
 log = logging.getLogger("worker")
 
-#: Seconds between attempts to write, doubled up to the second number; and between the last ones when the sidecar stops.
-RETRY_SECONDS: Final = (0.5, 30.0)
+#: Seconds between the last attempts to write, when the sidecar stops; before that see :func:`retry_waits`.
 LAST_RETRY_SECONDS: Final = 0.2
 #: Seconds that a batch may be on its way before what waits for it is told; and between two times that it is.
 LATE_SECONDS: Final = 1.0
@@ -108,7 +108,7 @@ class StoreWriter:
 
     def _write(self, batch: Batch) -> bool:
         """False if it was given up, because the sidecar stops. Raises StoreGone."""
-        wait, longest = RETRY_SECONDS
+        waits = retry_waits(random.random)
         while True:
             counted = self._counters.snapshot()
             batch.counters.update((name, counted[name]) for name in OWN)
@@ -120,10 +120,9 @@ class StoreWriter:
             except StoreError as error:
                 self._counters.add("store_failures")
                 if not self._stopping.is_set():
-                    _failed(error, retry_seconds=wait)
-                    # Sidecars that lost their store together do not come back together.
-                    self._stopping.wait(wait * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
-                    wait = min(2 * wait, longest)
+                    wait = next(waits)
+                    _failed(error, retry_seconds=round(wait, 2))
+                    self._stopping.wait(wait)
                     continue
                 if time.monotonic() + LAST_RETRY_SECONDS > self._deadline:
                     _failed(error)

@@ -234,7 +234,9 @@ class Worker:
             self._expire(time.time())
         self._look_at_board()
         while self._writer.told:
-            turned_away = learn(self._admission, self._writer.told.popleft(), self._pipeline.now)
+            told = self._writer.told.popleft()
+            self._due.hear(told)
+            turned_away = learn(self._admission, told, self._pipeline.now)
             self._counters.add("signatures_turned_away", turned_away)
         # Nothing is looked through for each piece unless there is a new signature, or the store is slow.
         look = self._pipeline.urgent or not self._writer.idle.is_set()

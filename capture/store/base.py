@@ -175,6 +175,10 @@ class Told:
     lacking: dict[RecordKey, tuple[bool, bool]] = field(default_factory=dict)
     #: What somebody should know, one line each.
     warnings: list[str] = field(default_factory=list)
+    #: Samples and further samples that it took.
+    taken: int = 0
+    #: Runs that wrote lately, this one included; 0: not told.
+    writers: int = 0
 
 
 @dataclass(slots=True)

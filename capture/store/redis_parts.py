@@ -13,6 +13,7 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
+from capture.admission_state import SHAPE_LEAD
 from capture.signature import WireSignature
 from capture.store.base import (
     COUNTED,
@@ -38,8 +39,11 @@ MAX_REASONS: Final = 10_000
 MAX_COUNTED: Final = 20_000
 #: Seconds that the number of a batch is remembered: a writer that is cut off tries it again for so long.
 KEEP_SECONDS: Final = 86400
-#: Seconds after which the counters of a run that says nothing are put together with those of others.
-RUN_SECONDS: Final = 30 * 86400
+#: Seconds after which the counters of a run that says nothing are put together with those of others: longer than a
+#: writer is cut off, and no longer, for each restart of each sidecar is a run.
+RUN_SECONDS: Final = 2 * 86400
+#: Seconds within which each writer is heard of: it writes when something has grown old, if nothing else.
+LATELY_SECONDS: Final = 3600
 #: Runs that begin so stay for ever: each says what part of a file was ingested.
 KEPT_RUNS: Final = "ingest "
 #: Seconds between two times that something is forgotten, where many writers ask for it.
@@ -177,6 +181,7 @@ def bounds_message(batch: Batch) -> dict[str, float] | bool:
         "bytes": bounds.held_out_bytes,
         "seconds": bounds.held_out_seconds,
         "refresh": bounds.refresh_after,
+        "lead": SHAPE_LEAD,
     }
 
 
@@ -235,6 +240,7 @@ def fleet_message(batch: Batch, owners: Iterable[tuple[ModelVersion, float, int 
         "by_hour": [[f"{hour}/{what}", _whole(count)] for (hour, what), count in (batch.counted or {}).items()],
         "at": _number(batch.updated_at),
         "run_seconds": RUN_SECONDS,
+        "lately": LATELY_SECONDS,
         "kept": KEPT_RUNS,
         "max_counted": MAX_COUNTED,
         "forget_before": _number(batch.forget_before),

@@ -148,8 +148,10 @@ class RedisWriter:
             return
         token = f"{self._name}-{number}"
         message = part_message(part, batch, token) | {"writer": self._name, "number": number}
-        names = {digest for digest in part.signatures if RecordKey(owner, digest) not in self._named}
-        bodies = self._unasked(part)
+        # Of what this writer has not heard of a fleet's store has most: others saw it before.
+        unheard = {digest for digest in part.signatures if RecordKey(owner, digest) not in self._named}
+        names = unheard if batch.bounds is None else set()
+        bodies = self._unasked(part) if batch.bounds is None or unheard.isdisjoint(part.blobs) else set()
         for _ in range(MAX_ROUNDS):
             answer = self._link.run("apply", self._base(owner), message, *fill(part, names, bodies))
             if not (answer.get("names") or answer.get("bodies")):
@@ -190,11 +192,13 @@ class RedisWriter:
             key = RecordKey(owner, digest)
             self._tokens[key] = other
             told.samples[key] = SampleTold(None if at is False else float(at), int(size), shapes, outcome)
+        told.taken += len(part.samples) - len(answer["samples"])
         refused = set(answer["refused"])
         for row in part.held:
             if row[0] in refused:
                 told.refused[row[0]] = RecordKey(owner, row[1])
             else:
+                told.taken += row[3]
                 self.held_by(row[0], owner)
         told.lacking.update({RecordKey(owner, digest): (no, further) for digest, no, further in answer["lacking"]})
         told.evicted.extend(RecordKey(owner, digest) for digest in answer["evicted"])
@@ -295,6 +299,7 @@ class RedisWriter:
         answer = self._link.run("fleet", self._fleet, message)
         if answer.get("again"):
             return
+        job.told.writers = int(answer["writers"])
         if answer["anew"]:
             job.told.warnings.append("the server had lost the store: begun anew")
             self._listed.clear()

@@ -417,7 +417,7 @@ def test_a_content_encoding_is_undone(coding: str, pack: str) -> None:
         ("my-own", eas(), 500, "undecodable", "content-encoding: another"),
         ("gzip, gzip", eas(), 400, "undecodable", "content-encoding: several"),
         ("gzip", eas(), 400, "refused", "content-encoding gzip: broken data"),
-        ("gzip", gzip.compress(eas())[:-3], 200, "undecodable", "content-encoding gzip: cut short"),
+        ("gzip", gzip.compress(eas(), mtime=0)[:-3], 200, "undecodable", "content-encoding gzip: cut short"),
         ("deflate", zlib.compress(bytes(5001)), 400, "undecodable", "content-encoding deflate: over the bound"),
     ],
 )

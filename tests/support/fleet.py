@@ -47,6 +47,8 @@ class Sidecar:
             refresh_after=limits.refresh_after,
         )
         self.batch = Batch(name)
+        #: As the pipeline's: the batch holds a request of which nothing is stored.
+        self.urgent = False
 
     def call(
         self,
@@ -58,6 +60,7 @@ class Sidecar:
         body: bytes | None = None,
         draw: float | None = None,
         client: str = "",
+        sender: str = "",
     ) -> RecordKey:
         """A call of ``client`` passes; it is counted, and its request kept where admission says so."""
         key = key_of(one, version)
@@ -76,7 +79,8 @@ class Sidecar:
         delta.proven += proven
         delta.unproven += not proven
         delta.shapes[shapes] += 1
-        count_sender(delta.senders, delta.blocks, f"{client or self.name} -", self.now, 1)
+        count_sender(delta.senders, delta.blocks, sender or f"{client or self.name} -", self.now, 1)
+        self.urgent = self.urgent or decision.urgent
         sample = Sample(kept, None, {}, "/", shapes, "proven" if proven else "unproven", self.now)
         if decision.sample:
             self.batch.samples[key] = sample
@@ -98,7 +102,7 @@ class Sidecar:
     def flush(self) -> Told:
         """Write what has come together."""
         self.admission.expire(self.now)
-        batch, self.batch = self.batch, Batch(self.name)
+        batch, self.batch, self.urgent = self.batch, Batch(self.name), False
         batch.updated_at, batch.bounds = self.now, self.bounds
         self.told = self.store.apply(batch) or Told()
         learn(self.admission, self.told, self.now)

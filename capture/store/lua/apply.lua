@@ -11,7 +11,11 @@ read_totals()
 local function wants_sample(one, row)
   if not row or not row[AT] then return true end
   if one[6] == 'proven' and row[OUTCOME] ~= 'proven' then return true end
-  return one[7] or one[2] == row[TOKEN]
+  if one[7] or one[2] ~= row[TOKEN] then return one[7] end
+  if not bounds or one[6] ~= row[OUTCOME] or one[3] - row[AT] > bounds.refresh then return true end
+  -- Of another shape: it must be so much more frequent over all writers, not only where it comes from.
+  local mine, theirs = row[BY_SHAPE][one[5]] or 0, row[BY_SHAPE][row[SHAPES]] or 0
+  return one[5] == row[SHAPES] or mine >= bounds.lead * math.max(theirs, 1)
 end
 
 -- Of all calls in the window the ones with the smallest draws. Before it was ever full all enter; after some have left
@@ -44,10 +48,13 @@ if bounds and total.full == REFILLING and call('ZCARD', DRAWS) >= bounds.request
 local evicting = {}
 for _, digest in ipairs(message.evicted) do evicting[digest] = true end
 local names, bodies, cut = {}, {}, bounds and threshold()
-local coming = {}
+local coming, digests = {}, {}
+for place, one in ipairs(message.seen) do digests[place] = one[1] end
+read_rows(digests)
 for _, one in ipairs(message.seen) do
   coming[one[1]] = true
-  if not one[2] and call('HEXISTS', ROWS, one[1]) == 0 then names[#names + 1] = one[1] end
+  -- Who has a row has a name.
+  if not one[2] and not row_of(one[1]) then names[#names + 1] = one[1] end
 end
 for _, one in ipairs(message.samples) do
   local row = row_of(one[1])
@@ -63,7 +70,7 @@ for _, one in ipairs(message.held) do
 end
 if #names > 0 or #bodies > 0 then return pack({ names = names, bodies = bodies }) end
 
-already(message.writer, message.number, message.keep)
+call('SET', base .. ':done:' .. message.writer, message.number, 'EX', message.keep)
 local told = { samples = {}, refused = {}, evicted = {}, turned_away = {}, lacking = {} }
 
 -- The signatures that are not evicted, the least useful last: looked at only where room must be made.
@@ -128,29 +135,47 @@ local function add_names(map, more)
     map[name] = (map[name] or 0) + more[at + 1]
   end
 end
--- What many signatures have in common is written once: the hours that have blocks, and the calls of each hour.
-local hours, calls_of = {}, {}
--- In how many of these hours nobody has seen it before.
+-- Calls by client, by hour and signature: those of an hour are read and written together.
+local blocks = {}
 local function add_blocks(digest, more)
-  local new_hours = 0
-  local at = 1
-  while at <= #more do
-    local hour, key = more[at], block_key(more[at])
-    local text = call('HGET', key, digest)
-    local clients = text and unpacked(text) or {}
-    if not text then new_hours = new_hours + 1 end
-    while more[at] == hour do
-      local client = more[at + 1]
-      if clients[client] == nil and size_of(clients) >= most then client = other end
-      if clients[client] == nil then total.blocks = total.blocks + 1 end
-      clients[client] = (clients[client] or 0) + more[at + 2]
-      at = at + 3
+  for at = 1, #more, 3 do
+    local here = blocks[more[at]]
+    if not here then
+      here = { digests = {}, calls = {} }
+      blocks[more[at]] = here
     end
-    call('HSET', key, digest, pack(clients))
-    hours[hour] = true
+    if not here.calls[digest] then
+      here.calls[digest] = {}
+      here.digests[#here.digests + 1] = digest
+    end
+    local calls = here.calls[digest]
+    calls[#calls + 1], calls[#calls + 2] = more[at + 1], more[at + 2]
   end
-  return new_hours
 end
+local function write_blocks()
+  for hour, here in pairs(blocks) do
+    local key, fields = block_key(hour), {}
+    local found = read_fields(key, here.digests)
+    for place, digest in ipairs(here.digests) do
+      local clients, calls = found[place] and unpacked(found[place]) or {}, here.calls[digest]
+      if bounds and not found[place] then
+        local row = row_of(digest)
+        row[SEEN_HOURS] = row[SEEN_HOURS] + 1
+      end
+      for at = 1, #calls, 2 do
+        local client = calls[at]
+        if clients[client] == nil and size_of(clients) >= most then client = other end
+        if clients[client] == nil then total.blocks = total.blocks + 1 end
+        clients[client] = (clients[client] or 0) + calls[at + 1]
+      end
+      fields[#fields + 1] = digest
+      fields[#fields + 1] = pack(clients)
+    end
+    write_fields(key, fields)
+    call('ZADD', HOURS, hour, string.format('%.0f', hour))
+  end
+end
+local proven_by_hour = {}
 
 for _, one in ipairs(message.seen) do
   local digest, row = one[1], row_of(one[1])
@@ -170,19 +195,19 @@ for _, one in ipairs(message.seen) do
     row[UNPROVEN] = math.max(0, row[UNPROVEN] + one[6])
     local hour = math.floor(one[4] / 3600)
     -- Every writer that saw it in an hour says so, perhaps late: an hour counts once. Blocks know who came first.
-    local new_hours = add_blocks(digest, one[10])
-    row[SEEN_HOURS] = row[SEEN_HOURS] + (bounds and new_hours or one[7])
-    if one[5] > 0 then calls_of[hour] = (calls_of[hour] or 0) + one[5] end
+    add_blocks(digest, one[10])
+    if not bounds then row[SEEN_HOURS] = row[SEEN_HOURS] + one[7] end
+    if one[5] > 0 then proven_by_hour[hour] = (proven_by_hour[hour] or 0) + one[5] end
     add_names(row[BY_SHAPE], one[8])
     add_names(row[BY_SENDER], one[9])
     changed[digest] = true
   end
 end
 
-for hour, calls in pairs(calls_of) do
+for hour, calls in pairs(proven_by_hour) do
   call('HINCRBY', CALLS, string.format('%.0f', hour), string.format('%.0f', calls))
 end
-for hour in pairs(hours) do call('ZADD', HOURS, hour, string.format('%.0f', hour)) end
+write_blocks()
 
 for _, digest in ipairs(message.evicted) do evict(digest) end
 

@@ -37,10 +37,34 @@ local function row_of(digest)
   end
   return rows[digest]
 end
-local function write_rows()
-  for digest in pairs(changed) do
-    if rows[digest] then call('HSET', ROWS, digest, pack(rows[digest])) end
+-- Fields of a hash, many in one command: commands are what a script's time goes into.
+local AT_ONCE = 1000
+local function read_fields(key, fields)
+  local found = {}
+  for first = 1, #fields, AT_ONCE do
+    local some = call('HMGET', key, unpack(fields, first, math.min(first + AT_ONCE - 1, #fields)))
+    for at = 1, #some do found[first + at - 1] = some[at] end
   end
+  return found
+end
+local function write_fields(key, pairs_of)
+  for first = 1, #pairs_of, 2 * AT_ONCE do
+    call('HSET', key, unpack(pairs_of, first, math.min(first + 2 * AT_ONCE - 1, #pairs_of)))
+  end
+end
+local function read_rows(digests)
+  local found = read_fields(ROWS, digests)
+  for place, digest in ipairs(digests) do rows[digest] = found[place] and unpacked(found[place]) or false end
+end
+local function write_rows()
+  local fields = {}
+  for digest in pairs(changed) do
+    if rows[digest] then
+      fields[#fields + 1] = digest
+      fields[#fields + 1] = pack(rows[digest])
+    end
+  end
+  write_fields(ROWS, fields)
 end
 local function size_of(map)
   local count = 0

@@ -65,7 +65,9 @@ if call('HLEN', COUNTED) > message.max_counted then
   end
 end
 
-local told = { bytes = 0, forget = false, anew = anew }
+-- Who wrote lately: what each may ask of the server depends on it.
+local writers = call('ZCOUNT', SEEN, string.format('%.17g', message.at - message.lately), '+inf')
+local told = { bytes = 0, forget = false, anew = anew, writers = writers }
 if message.forget_before > 0 then
   local last = tonumber(call('HGET', base, 'forgotten') or 0)
   -- One of many writers does it.
