@@ -150,11 +150,10 @@ class Simulated(Sidecar):
             self._flush(now)
 
     def know_all(self, now: float) -> None:
-        """Each signature passes twice, as if this sidecar had run for long; and all is written. What is drawn has draws
-        as the smallest of a week's calls have, or the reservoir would be filled for all of the time that is measured.
-        """
+        """Each signature passes six times, as if this sidecar had run for long; and all is written. What is drawn has
+        draws as the smallest of a week's calls have, or the reservoir would be filled all the time that is measured."""
         self.now, self._first = now, False
-        for _ in range(2):
+        for _ in range(6):
             for number in self.signatures:
                 self._pass(number, draw=self.chance.random() * A_WEEKS_DRAW)
             self._flush(now)
