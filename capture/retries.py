@@ -63,7 +63,8 @@ class Retries:
             return None
         if route is None or not isinstance(route.dialect, EasDialect):
             return None
-        key = (flow.client, flow.listener.name, exchange.path, len(sent), hash(sent))
+        # A path may be as long as a head.
+        key = (flow.client, flow.listener.name, hash(exchange.path), len(sent), hash(sent))
         return self.before(key, outcome, began=exchange.began, ended=exchange.ended, now=now)
 
     def before(self, key: Hashable, outcome: Outcome, *, began: int, ended: int, now: float) -> Outcome | None:

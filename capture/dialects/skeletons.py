@@ -7,7 +7,7 @@ first requests of a length; an equal skeleton at equal places parses alike, sinc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from struct import Struct
 from typing import Any, Final
 
@@ -32,6 +32,8 @@ STALE_MISSES: Final = 64 * 100
 #: and each of its bytes (names and shapes are there again as text and numbers).
 MEMO_BYTES: Final = 8 << 20
 _LENGTH_COST, _SKELETON_COST, _PIECE_COST, _BYTE_COST = 500, 1000, 60, 12
+#: A character of a name takes four bytes at most.
+_CHAR_COST: Final = 4
 
 #: Field numbers, in TF Serving's and EAS's messages alike: a request's inputs, and an entry's value.
 _INPUTS, _VALUE = 2, 2
@@ -57,12 +59,12 @@ class Skeletons:
     def __init__(self, contents: Contents) -> None:
         """``contents``: where in a request the bytes are that change nothing, as (begin, end) in order."""
         self._contents = contents
-        self._known: dict[tuple[Hashable, int], _Length] = {}
+        self._known: dict[tuple[tuple[str, ...], int], _Length] = {}
         self.held_bytes = 0
 
-    def read(self, place: Hashable, body: bytes, parse: Callable[[bytes], Call]) -> Call:
+    def read(self, place: tuple[str, ...], body: bytes, parse: Callable[[bytes], Call]) -> Call:
         """``parse(body)``, or what that gave for the same skeleton. ``place`` tells apart what else the call depends
-        on. The call is shared: not to be changed. Raises what ``parse`` does."""
+        on, in names of any length. The call is shared: not to be changed. Raises what ``parse`` does."""
         key = (place, len(body))
         known = self._known.get(key)
         if known is not None:
@@ -74,10 +76,10 @@ class Skeletons:
         self._miss(key, known, body, call)
         return call
 
-    def _miss(self, key: tuple[Hashable, int], known: _Length | None, body: bytes, call: Call) -> None:
+    def _miss(self, key: tuple[tuple[str, ...], int], known: _Length | None, body: bytes, call: Call) -> None:
         if known is None:
-            # Many lengths occur once.
-            self._room(_LENGTH_COST)
+            # Many lengths occur once; and clients choose how long the names are.
+            self._room(_LENGTH_COST + _CHAR_COST * sum(map(len, key[0])))
             self._known[key] = _Length()
             return
         known.misses += 1

@@ -144,7 +144,7 @@ class TFServingGrpc:
     def read(self, route: Route, body: bytes) -> Call:
         if route.method not in READERS:
             raise Unreadable("no method of this service")
-        call = _PREDICTS.read("", body, read_predict) if route.method == "Predict" else READERS[route.method](body)
+        call = _PREDICTS.read((), body, read_predict) if route.method == "Predict" else READERS[route.method](body)
         if not call.signature.model:
             raise Unreadable("no model name")
         if route.method in _OF_EXAMPLES and call.tensors[0].shape == (0,):

@@ -38,7 +38,7 @@ class Counting:
         self.parsed += 1
         return self.parse(body)
 
-    def read(self, body: bytes, place: str = "") -> Call:
+    def read(self, body: bytes, place: tuple[str, ...] = ()) -> Call:
         return self.skeletons.read(place, body, self._parse)
 
 
@@ -122,7 +122,7 @@ def test_the_place_is_part_of_it() -> None:
     body = calls.predict(fill=bytes(100))
     read = {model: lambda body, model=model: read_predict(calls.predict(model=model)) for model in ("m", "n")}
     for _ in range(3):
-        assert [skeletons.read(model, body, read[model]).signature.model for model in read] == ["m", "n"]
+        assert [skeletons.read((model,), body, read[model]).signature.model for model in read] == ["m", "n"]
 
 
 def test_integers_of_eas_are_parsed_each_time_since_their_bytes_say_how_many_they_are() -> None:
@@ -160,7 +160,16 @@ def test_skeletons_of_many_pieces_take_what_is_counted_for_them() -> None:
         tensor = length_delimited(4, bytes(16)) * 900
         inputs = length_delimited(2, length_delimited(1, b"x") + length_delimited(2, tensor))
         for _ in range(2):
-            skeletons.read(place, length_delimited(1, spec) + inputs, read_predict)
+            skeletons.read((str(place),), length_delimited(1, spec) + inputs, read_predict)
         most = max(most, tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
     assert most <= 1.25 * MEMO_BYTES
+
+
+def test_names_of_any_length_take_what_is_counted_for_them() -> None:
+    skeletons, body = Skeletons(tensor_contents(lambda number: number > 2)), calls.predict(fill=bytes(100))
+    tracemalloc.start()
+    for number in range(200):
+        skeletons.read((str(number) + "\U0001f600" * 60_000, "predict"), body, read_predict)
+    assert tracemalloc.get_traced_memory()[0] < MEMO_BYTES
+    tracemalloc.stop()
