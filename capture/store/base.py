@@ -7,6 +7,7 @@ A store never decides: ``admission.py`` does, and hands over a :class:`Batch`, w
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -355,6 +356,8 @@ def shown_store(url: str) -> str:
     # The last @, wherever it is: a password that was not quoted must not show either.
     userinfo, at, host = rest.rpartition("@")
     user, colon, _ = userinfo.partition(":")
+    # An option of that name is refused, but shown first.
+    host = re.sub(r"(?i)([?&][^=&]*pass[^=&]*=)[^&]*", r"\1***", host)
     return f"{scheme}://{user}{':***' if colon else ''}{at}{host}"
 
 

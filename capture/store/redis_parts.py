@@ -239,7 +239,8 @@ def fleet_message(batch: Batch, owners: Iterable[tuple[ModelVersion, float, int 
         "counted": COUNTED if batch.counted is None else [],
         "by_hour": [[f"{hour}/{what}", _whole(count)] for (hour, what), count in (batch.counted or {}).items()],
         "at": _number(batch.updated_at),
-        "run_seconds": RUN_SECONDS,
+        # Who copies or reads old recordings brings runs of long ago, and each as it was.
+        "run_seconds": RUN_SECONDS if batch.bounds else 1e18,
         "lately": LATELY_SECONDS,
         "kept": KEPT_RUNS,
         "max_counted": MAX_COUNTED,

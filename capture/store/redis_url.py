@@ -57,7 +57,14 @@ def parse(url: str) -> RedisUrl:
     if at and set(before) & set("/?#"):
         raise StoreError(f"store {shown}: in a password write / as %2F, ? as %3F, # as %23")
     # What is between has a grammar of its own where several hosts are named.
-    split = urlsplit("//" + rest)
+    try:
+        split = urlsplit("//" + rest)
+    except ValueError:
+        # Its own words may hold the password.
+        raise StoreError(
+            f"store {shown}: no address; [ and ] are for IPv6 only, and what is no letter or digit in a user or"
+            " password is written as % and two digits"
+        ) from None
     userinfo, _, hostinfo = split.netloc.rpartition("@")
     username, _, password = userinfo.partition(":")
     options = _options(shown, split.query, tls)

@@ -319,6 +319,16 @@ class RedisWriter:
             self._link.run("sizes", self._fleet, {"sizes": [[member(owner), size]]})
             if answer["empty"]:
                 self._listed.discard(owner)
+                self._list_again(owner, batch.updated_at)
+
+    def _list_again(self, owner: ModelVersion, now: float) -> None:
+        """Who wrote a model version between its end and that of its entry in the list would have written what nobody
+        finds."""
+        base = self._base(owner)
+        rows, size = self._link.each([("EXISTS", f"{base}:rows"), ("HGET", base, "bytes")])
+        if rows:
+            self._link.client.zadd(f"{self._fleet}:owners", {member(owner): now}, gt=True)
+            self._link.run("sizes", self._fleet, {"sizes": [[member(owner), int(size or 0)]]})
 
     def _shrink(self, job: _Job, most: int) -> None:
         """All together hold too much: the reservoirs of model versions seen least recently go first, then their

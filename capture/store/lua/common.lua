@@ -143,8 +143,8 @@ local function drop_hour(hour)
 end
 
 local function drop_all()
-  for _, hour in ipairs(call('ZRANGE', HOURS, 0, -1)) do call('DEL', base .. ':b:' .. hour) end
-  call('DEL', base, ROWS, NAMES, SAMPLES, HELD, BODIES, DRAWS, AGES, CALLS, HOURS)
+  for _, hour in ipairs(call('ZRANGE', HOURS, 0, -1)) do call('UNLINK', base .. ':b:' .. hour) end
+  call('UNLINK', base, ROWS, NAMES, SAMPLES, HELD, BODIES, DRAWS, AGES, CALLS, HOURS)
 end
 
 -- Delete signatures (a set of digests) with all they have.
@@ -155,8 +155,9 @@ local function forget(digests)
     if digests[unpacked(held[at + 1])[DIGEST]] then ids[#ids + 1] = held[at] end
   end
   for _, id in ipairs(ids) do set_roles(id, false, false) end
-  local hours = call('ZRANGE', HOURS, 0, -1)
+  local gone = {}
   for digest in pairs(digests) do
+    gone[#gone + 1] = digest
     local row = row_of(digest)
     if row then
       if not row[EVICTED] then total.live = total.live - 1 end
@@ -165,14 +166,27 @@ local function forget(digests)
       call('HDEL', ROWS, digest)
       call('HDEL', NAMES, digest)
     end
-    for _, hour in ipairs(hours) do
-      local key = base .. ':b:' .. hour
-      local text = call('HGET', key, digest)
-      if text then
-        total.blocks = total.blocks - size_of(unpacked(text))
-        call('HDEL', key, digest)
+  end
+  for _, hour in ipairs(call('ZRANGE', HOURS, 0, -1)) do
+    local key = base .. ':b:' .. hour
+    local dead = {}
+    local function is_dead(digest, text)
+      dead[#dead + 1] = digest
+      total.blocks = total.blocks - size_of(unpacked(text))
+    end
+    -- Thousands of signatures times hundreds of hours, one call for each, would hold up the server for seconds.
+    if #gone < 10 then
+      for _, digest in ipairs(gone) do
+        local text = call('HGET', key, digest)
+        if text then is_dead(digest, text) end
+      end
+    else
+      local found = call('HGETALL', key)
+      for at = 1, #found, 2 do
+        if digests[found[at]] then is_dead(found[at], found[at + 1]) end
       end
     end
+    for at = 1, #dead, 1000 do call('HDEL', key, unpack(dead, at, math.min(at + 999, #dead))) end
   end
 end
 

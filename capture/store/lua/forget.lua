@@ -1,9 +1,13 @@
 -- Delete the signatures last seen before a time, with all they have; and held-out requests of the same age.
 read_totals()
-local gone, held = {}, 0
+local gone, kept = {}, false
 for _, digest in ipairs(call('HKEYS', ROWS)) do
   local row = row_of(digest)
-  if row and row[LAST] < message.before then gone[digest] = true end
+  if row and row[LAST] < message.before then gone[digest] = true else kept = true end
+end
+if not kept then
+  drop_all()
+  return pack({ bytes = 0, empty = true })
 end
 if next(gone) then forget(gone) end
 if message.held_before > 0 then
@@ -11,10 +15,6 @@ if message.held_before > 0 then
     set_roles(id, false, false)
     total.full = 1
   end
-end
-if call('EXISTS', ROWS) == 0 then
-  drop_all()
-  return pack({ bytes = 0, empty = true })
 end
 write_rows()
 write_totals()

@@ -176,6 +176,22 @@ def test_a_source_that_changes_is_told(full: Store, shared_url: str) -> None:
         copy(full, target, change)
 
 
+def test_runs_of_long_ago_are_copied_as_they_were(url: str, shared_url: str) -> None:
+    with closing(open_store(url, create=True)) as source, closing(open_store(shared_url, create=True)) as target:
+        for days, name in ((90, "a"), (45, "b"), (0, "c")):
+            batch = Batch(name, counters={"requests_observed": 5}, updated_at=NOW - days * 86400)
+            add(batch, signature([name]))
+            source.apply(batch)
+        copy(source, target, nothing)
+        assert target.runs() == source.runs()
+        assert set(target.runs()) == {"a", "b", "c"}
+        assert copy(source, target, nothing).nothing
+        # The sidecars of a fleet put them together, nothing lost.
+        target.apply(Batch("d", counters={"requests_observed": 1}, updated_at=NOW, bounds=bounds()))
+        assert set(target.runs()) == {"(ended long ago)", "c", "d"}
+        assert target.counters() == {"requests_observed": 16}
+
+
 def test_a_fleet_goes_on_in_a_store_that_was_copied(shared_url: str, tmp_path: Path) -> None:
     limits = bounds(requests=16, refresh=1e12)
     with closing(open_store(str(tmp_path / "one"), create=True)) as one:

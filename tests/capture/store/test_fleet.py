@@ -433,7 +433,8 @@ def test_runs_that_ended_long_ago_are_one_sum(make: Make) -> None:
     for number in range(15):
         store.apply(Batch(f"run{number}", counters={"requests_observed": 10}, updated_at=NOW))
     for _ in range(3):
-        store.apply(Batch("now", counters={"requests_observed": 1}, updated_at=NOW + RUN_SECONDS + 1))
+        late = NOW + RUN_SECONDS + 1
+        store.apply(Batch("now", counters={"requests_observed": 1}, updated_at=late, bounds=bounds()))
     assert list(store.runs()) == ["(ended long ago)", "now"]
     assert store.counters() == {"requests_observed": 151}
 
