@@ -140,7 +140,10 @@ class Link:
                 text = "local base, call = KEYS[1], redis.call\nlocal message = cmsgpack.unpack(ARGV[1])\n" + text
             self._scripts[name] = text, sha1(text.encode(), usedforsecurity=False).hexdigest()
         text, digest = self._scripts[name]
-        arguments = (1, key, msgspec.msgpack.encode(message), *blobs)
+        # A script names one key and finds the others: on a slot that is half moved to another node it would miss some,
+        # stop in the middle or begin them anew. A second key that never exists makes a cluster answer TRYAGAIN there.
+        keys = (key, f"{key}:none") if self.url.cluster else (key,)
+        arguments = (len(keys), *keys, msgspec.msgpack.encode(message), *blobs)
         try:
             answer = self.client.evalsha(digest, *arguments)
         except failures.NoScriptError:
@@ -230,6 +233,8 @@ def explained(error: Exception, url: RedisUrl) -> str:
         return f"it asks for no password: leave it out of the URL, {PASSWORD_VARIABLE} and {PASSWORD_FILE_VARIABLE}"
     if isinstance(error, failures.AuthenticationError):
         word = "NOAUTH" if "NOAUTH" in text or "required" in text.lower() else "WRONGPASS"
+    if text.startswith("TTL exhausted"):
+        word = "TRYAGAIN"  # what a cluster's client says when that was the answer to all its attempts
     if word in _MEANING:
         return f"{word}: {_MEANING[word]}"
     if isinstance(error, failures.TimeoutError | TimeoutError):
