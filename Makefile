@@ -16,7 +16,7 @@ help:
 	@echo "make bench   CPU per request against nginx and aiohttp; results in bench-out/. Needs nginx,"
 	@echo "             wrk and h2load; on Debian: apt-get install nginx wrk nghttp2-client"
 	@echo "make scale   what 1,000 sidecars ask of one store, simulated against a real Valkey (SIDECARS=1000):"
-	@echo "             a quarter of an hour on two free cores; bench-out/scale.json, docs/scale.md"
+	@echo "             six minutes; bench-out/scale.json, docs/scale.md"
 	@echo "make test    set up, then all tests, a file on each core (JOBS=0: one after the other)"
 	@echo "make unit    the tests that start no process and no TensorFlow: seconds"
 	@echo "make faults  what fails, under load: three minutes. As root also full and read-only disks"

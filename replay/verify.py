@@ -143,7 +143,11 @@ class Report:
 
 def read_warmup_file(path: Path, family: str, model: str) -> WarmupFile:
     """List what is in a warm-up file. Raises OSError."""
-    data = path.read_bytes()
+    return list_warmup(path, path.read_bytes(), family, model)
+
+
+def list_warmup(path: Path, data: bytes, family: str, model: str) -> WarmupFile:
+    """The same of bytes that are, or are to be, at ``path``."""
     requests: list[tuple[str, bytes]] = []
     records = 0
     unreadable = ""

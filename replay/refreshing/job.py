@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 from capture.errors import UserError
 from capture.export.base import LeftOut
+from capture.export.tfrecord import frame
 from capture.levels import short
 from capture.savedmodel import SavedModelError
 from capture.store.base import Store
@@ -19,6 +20,7 @@ from replay.refreshing.ages import Ages
 from replay.refreshing.contents import Made, Runner, make
 from replay.refreshing.draft import Draft, Wanted, draft
 from replay.refreshing.history import Event, History
+from replay.refreshing.judgement import Judge, judge_file, replacing
 from replay.refreshing.lock import Lock, held
 from replay.refreshing.place import Place, Version
 from replay.refreshing.present import FAMILY, read_standing
@@ -87,21 +89,30 @@ class Job:
 
 
 def run_job(
-    job: Job, source: Store, *, trial: Runner | None = None, now: Callable[[], float] = time.time
+    job: Job,
+    source: Store,
+    *,
+    trial: Runner | None = None,
+    judge: Judge | None = None,
+    now: Callable[[], float] = time.time,
 ) -> list[Outcome]:
-    """Every version, lowest first. Raises UserError where none can be done: no version, a model that the store does not
-    know, no TensorFlow."""
+    """Every version, lowest first. ``trial`` runs records and ``judge`` what replaces the file of a served version; by
+    default both use TensorFlow, and where only the first is given nothing is judged. Raises UserError where none can be
+    done: no version, a model that the store does not know, no TensorFlow."""
     with held(job.locks) as in_the_way:
         if in_the_way:
             return [Outcome(job.model, "", What.BUSY, f"{in_the_way} works on it: nothing was done", at=now())]
-        return _Pass(job, source, trial or partial(run_trial, record_seconds=job.record_timeout), now).run()
+        if trial is None:
+            trial, judge = partial(run_trial, record_seconds=job.record_timeout), judge or judge_file
+        return _Pass(job, source, trial, judge, now).run()
 
 
 class _Pass:
-    def __init__(self, job: Job, source: Store, trial: Runner, now: Callable[[], float]) -> None:
+    def __init__(self, job: Job, source: Store, trial: Runner, judge: Judge | None, now: Callable[[], float]) -> None:
         self._job = job
         self._source = source
         self._trial = trial
+        self._judge = judge
         self._now = now
         self._ages: Mapping[str, float] = {}
         #: What the store has of the model: read once, so that all versions are judged by the same.
@@ -181,7 +192,7 @@ class _Pass:
             self._job.tried[version.name] = (fingerprint, self._failed(version, error))
             return self._job.tried[version.name][1]
         try:
-            outcome = self._tried(version, made, served)
+            outcome = self._tried(version, found, made, served)
         except OSError as error:
             # A disk that is full or not ours stays so for a while, and the model may be large.
             outcome = self._failed(version, error)
@@ -190,7 +201,7 @@ class _Pass:
             self._job.tried[version.name] = (fingerprint, outcome)
         return outcome
 
-    def _tried(self, version: Version, made: Made, served: set[str]) -> Outcome:
+    def _tried(self, version: Version, found: Draft, made: Made, served: set[str]) -> Outcome:
         if not made.records and (version.staged or not made.replaces):
             return self._cold(version, made, served)
         how = f"with TensorFlow {made.tensorflow} (level {made.level})"
@@ -200,6 +211,12 @@ class _Pass:
         if not made.records:
             text = "0 records: nothing that stood there or was captured is to stay and runs on it"
         if not made.same:
+            may, judged = self._judged(version, found, made)
+            text += judged
+            if not may:
+                text = f"the file that is there stays: {text}"
+                self._note("held", version, text, made, news=True)
+                return self._outcome(version, What.HELD, text, made)
             self._publish(version, made)
         elif not version.staged:
             return self._outcome(version, What.UNCHANGED, f"{made.records} records, and nothing to add", made)
@@ -207,6 +224,15 @@ class _Pass:
             self._promote(version, made, text)
             return self._outcome(version, What.PROMOTED, text, made)
         return self._outcome(version, What.PUBLISHED, text, made)
+
+    def _judged(self, version: Version, found: Draft, made: Made) -> tuple[bool, str]:
+        """Whether the file may be written, and what to add to what is said of it."""
+        replaces = made.replaces and made.records and not version.staged and not self._job.wanted.unverified
+        if not replaces or self._judge is None:
+            return True, ""
+        standing = b"".join(frame(one.data) for one in found.standing.records)
+        may, said = replacing(self._source, found, made, standing, self._judge)
+        return may, f"; {said}"
 
     @property
     def _known(self) -> bool:
