@@ -20,6 +20,7 @@ from capture.export.tfrecord import LOG_METHODS, TFRecordError, read_records
 from capture.savedmodel import read_saved_model
 from capture.schema import messages
 from capture.signature import SignatureDef, WireSignature
+from capture.store.base import Store, StoredSignature
 from replay.calls import CALLERS, Caller
 from replay.discretion import DiscreetExecutor, without_record
 from replay.executor.api import Executor, Level
@@ -27,7 +28,7 @@ from replay.figures import Herd, Pass, executors, figures, total
 from replay.host_warmup import WarmupError
 from replay.passes import ExecutorTarget, herd, serial
 from replay.tf_protos import wheel_directory
-from replay.traffic import Evidence, Judged, read_signature
+from replay.traffic import Evidence, Judged, gather, read_signature
 from replay.verdict import Decision, VerifyLevel, decide, decide_static
 from replay.workbench import Workbench
 
@@ -169,6 +170,27 @@ def list_warmup(path: Path, data: bytes, family: str, model: str) -> WarmupFile:
         if signature is not None:
             signatures[signature.digest] = signature
     return WarmupFile(path, data, tuple(requests), signatures, records, unreadable)
+
+
+def evidence_of(
+    source: Store, rows: Sequence[StoredSignature], family: str, model: str, file: WarmupFile
+) -> Callable[[Mapping[str, SignatureDef]], Evidence]:
+    """What a store says about ``file``, for the SignatureDefs of a model. ``rows`` are the model's signatures; those of
+    other families are passed over."""
+
+    def gathered(defs: Mapping[str, SignatureDef]) -> Evidence:
+        return gather(
+            family,
+            model,
+            defs,
+            records=file.requests,
+            recorded=file.signatures.values(),
+            held_out=(item for item in source.held_out(model) if item[0].owner.family == family),
+            signatures=[row for row in rows if row.key.owner.family == family],
+            sample=source.sample,
+        )
+
+    return gathered
 
 
 def verify(

@@ -44,7 +44,8 @@ def refresh(
         str, typer.Option("--state", help="Where lock and history are; default: .warmtap below a local DIR.")
     ] = "",
     in_place: Annotated[
-        bool, typer.Option("--in-place", help="Bring the files of served versions up to date, too; .prev is kept.")
+        bool,
+        typer.Option("--in-place", help="Files of served versions, too, if verify agrees; .prev stays."),
     ] = False,
     retire_after: Annotated[
         float, typer.Option("--retire-after", min=0, help="Seconds after which unused records leave; 0: never.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +17,12 @@ from capture.export.files import write_atomically
 from capture.export.manifest import MANIFEST_NAME, MANIFEST_SUFFIX, described_as_scrubbed, with_proof
 from capture.export.tfrecord import WARMUP_PATH
 from capture.savedmodel import read_saved_model
-from capture.signature import SignatureDef
 from capture.store.base import Store, open_store
 from replay import plot as drawing
 from replay.commands.verify_table import print_report
 from replay.services import refuse_other_services
-from replay.traffic import Evidence, gather
 from replay.verdict import BEST, VerifyLevel
-from replay.verify import HERD, How, Report, read_warmup_file
+from replay.verify import HERD, How, Report, evidence_of, read_warmup_file
 from replay.verify import verify as run_verify
 
 #: What a manifest is told of a verification.
@@ -209,25 +207,13 @@ def _run(
             known = ", ".join(_models(source, family)) or "none"
             raise UserError(f"store {traffic}: nothing captured of model {model}; of {family} it has: {known}")
 
-        def evidence_for(defs: Mapping[str, SignatureDef]) -> Evidence:
-            return gather(
-                family,
-                model,
-                defs,
-                records=file.requests,
-                recorded=file.signatures.values(),
-                held_out=(item for item in source.held_out(model) if item[0].owner.family == family),
-                signatures=rows,
-                sample=source.sample,
-            )
-
         if any(described_as_scrubbed(described, file.sha256) for _, described in _manifests(file.path, manifest)):
             how = replace(how, discreet=True)
         report = run_verify(
             saved_model,
             family,
             file,
-            evidence_for,
+            evidence_of(source, rows, family, model, file),
             model=model,
             how=how,
         )

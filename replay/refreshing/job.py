@@ -16,6 +16,7 @@ from capture.export.tfrecord import frame
 from capture.levels import short
 from capture.savedmodel import SavedModelError
 from capture.store.base import Store
+from replay.executor.api import ExecutorError
 from replay.refreshing.ages import Ages
 from replay.refreshing.contents import Made, Runner, make
 from replay.refreshing.draft import Draft, Wanted, draft
@@ -193,8 +194,9 @@ class _Pass:
             return self._job.tried[version.name][1]
         try:
             outcome = self._tried(version, found, made, served)
-        except OSError as error:
-            # A disk that is full or not ours stays so for a while, and the model may be large.
+        except (OSError, ExecutorError) as error:
+            # A disk that is full or not ours stays so for a while, as does a request that ends the process in which
+            # the file is judged; and the model may be large.
             outcome = self._failed(version, error)
             self._job.tried[version.name] = (fingerprint, outcome)
         if outcome.what in (What.UNCHANGED, What.NOTHING, What.HELD):

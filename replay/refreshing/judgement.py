@@ -3,18 +3,16 @@ question, asked of held-out production (:mod:`replay.verify`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from capture.export.tfrecord import WARMUP_PATH
-from capture.signature import SignatureDef
 from capture.store.base import Store
 from replay.figures import total
 from replay.refreshing.contents import Made
 from replay.refreshing.draft import Draft
 from replay.refreshing.present import FAMILY
-from replay.traffic import Evidence, gather
-from replay.verify import How, Report, WarmupFile, list_warmup, verify
+from replay.verify import How, Report, WarmupFile, evidence_of, list_warmup, verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +34,9 @@ Judge = Callable[[Store, Draft, bytes], Judged]
 def judge_file(source: Store, found: Draft, data: bytes) -> Judged:
     """Run verify at the best level that this machine can have, without its herd. Raises UserError."""
     file = list_warmup(found.directory / WARMUP_PATH, data, FAMILY, found.model)
-
-    def evidence_for(defs: Mapping[str, SignatureDef]) -> Evidence:
-        return gather(
-            FAMILY,
-            found.model,
-            defs,
-            records=file.requests,
-            recorded=file.signatures.values(),
-            held_out=(item for item in source.held_out(found.model) if item[0].owner.family == FAMILY),
-            signatures=[row for row in found.rows if row.key.owner.family == FAMILY],
-            sample=source.sample,
-        )
-
+    evidence = evidence_of(source, found.rows, FAMILY, found.model, file)
     how = How(herd=0, discreet=found.wanted.rules is not None)
-    return _judged(verify(found.directory, FAMILY, file, evidence_for, model=found.model, how=how), file)
+    return _judged(verify(found.directory, FAMILY, file, evidence, model=found.model, how=how), file)
 
 
 def _judged(report: Report, file: WarmupFile) -> Judged:

@@ -158,6 +158,23 @@ def test_a_stopped_worker_costs_bytes_not_requests_and_the_channel_is_read_again
     assert lines(place) == {SUM, DOUBLE}
 
 
+def counted_behind_kills(place: Front) -> dict[str, int]:
+    """The counters, once what was sent last is stored and every byte accounted for."""
+    until(lambda: DOUBLE in lines(place), "a signature that was first sent behind the kills")
+    until(lambda: balanced(place.counters.snapshot()), "every byte seen or counted as lost")
+    return place.counters.snapshot()
+
+
+def read_on(place: Front, now: dict[str, int], sent: list[bytes], kills: int) -> None:
+    """``sent`` and one call more. At most one call was open at each kill; each is read right, or counted as lost."""
+    assert now["requests_lost"] <= kills
+    assert now["requests_observed"] + now["requests_lost"] == len(sent) + 1
+    assert (now["requests_missed"], now["flows_unsynced"], now["tap_lost_client_bytes"]) == (0, 0, 0)
+    assert lines(place) == {SUM, DOUBLE}
+    # A wrong body would not be one of those that were sent.
+    assert stored_bodies(place) <= {*sent, grpc_body(["double"])}
+
+
 def test_a_channel_that_stays_open_across_kills_is_read_on(edge_host: HostProcess, tmp_path: Path) -> None:
     """A warm grpcio channel names its path by an index into a table that only the dead worker had seen being built."""
     place = front(edge_host, tmp_path, sheds=False)
@@ -172,16 +189,8 @@ def test_a_channel_that_stays_open_across_kills_is_read_on(edge_host: HostProces
                 os.kill(place.sidecar.pid("worker", start), signal.SIGKILL)
                 place.sidecar.pid("worker", start + 1)
         assert sender.send(grpc_body(["double"])).error == ""
-        until(lambda: DOUBLE in lines(place), "a signature that was first sent behind the kills")
-        until(lambda: balanced(place.counters.snapshot()), "every byte seen or counted as lost")
-        now = place.counters.snapshot()
-    # At most one call was open at each kill. Each call is read right, or counted as lost.
-    assert now["requests_lost"] <= kills
-    assert now["requests_observed"] + now["requests_lost"] == len(sent) + 1
-    assert (now["requests_missed"], now["flows_unsynced"], now["tap_lost_client_bytes"]) == (0, 0, 0)
-    assert lines(place) == {SUM, DOUBLE}
-    # A wrong body would not be one of those that were sent.
-    assert stored_bodies(place) <= {*sent, grpc_body(["double"])}
+        now = counted_behind_kills(place)
+    read_on(place, now, sent, kills)
 
 
 def test_a_channel_is_read_on_by_the_next_worker_of_another_container(edge_host: HostProcess, tmp_path: Path) -> None:
@@ -209,14 +218,8 @@ def test_a_channel_is_read_on_by_the_next_worker_of_another_container(edge_host:
             if number % calls == calls - 1:
                 worker = connect(2 + number // calls)
         assert sender.send(grpc_body(["double"])).error == ""
-        until(lambda: DOUBLE in lines(place), "a signature that was first sent behind the kills")
-        until(lambda: balanced(place.counters.snapshot()), "every byte seen or counted as lost")
-        now = place.counters.snapshot()
-    assert now["requests_lost"] <= kills
-    assert now["requests_observed"] + now["requests_lost"] == len(sent) + 1
-    assert (now["requests_missed"], now["flows_unsynced"], now["tap_lost_client_bytes"]) == (0, 0, 0)
-    assert lines(place) == {SUM, DOUBLE}
-    assert stored_bodies(place) <= {*sent, grpc_body(["double"])}
+        now = counted_behind_kills(place)
+    read_on(place, now, sent, kills)
 
 
 class JsChannel:

@@ -9,6 +9,7 @@ import pytest
 
 from capture.export.tfrecord import WARMUP_PATH
 from capture.store.base import Batch, Store
+from replay.executor.api import ExecutorError
 from replay.refreshing.draft import Draft, Wanted
 from replay.refreshing.job import What, run_job
 from replay.refreshing.judgement import Judged
@@ -94,6 +95,21 @@ def test_the_file_of_a_served_version_is_replaced_where_the_new_one_is_not_worse
     assert verify.asked == ([False] if old is None else [False, True])
     assert (file.read_bytes() == before) == (what is What.HELD)
     assert file.with_name(file.name + ".prev").exists() == (what is What.PUBLISHED)
+
+
+def test_a_file_that_cannot_be_judged_is_not_judged_in_every_pass(version: Path, source: Store) -> None:
+    asked = []
+
+    def verify(source: Store, found: Draft, data: bytes) -> Judged:
+        asked.append(data)
+        raise ExecutorError("the process ended")
+
+    todo, before = job(version.parent, in_place=True), (version / WARMUP_PATH).read_bytes()
+    for _ in range(2):
+        (done,) = run_job(todo, source, trial=Script(), judge=verify, now=lambda: NOW + 60)
+        assert (done.what, done.text) == (What.FAILED, "the process ended")
+    assert len(asked) == 1
+    assert (version / WARMUP_PATH).read_bytes() == before
 
 
 def test_what_replaces_nothing_that_is_served_is_not_judged(tmp_path: Path, source: Store, version: Path) -> None:
